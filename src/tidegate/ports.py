@@ -1,0 +1,458 @@
+"""What the engine asks of the outside: where bytes go, where records live, what time it is.
+
+Each port says what the caller guarantees and what the implementer owes. `tidegate.testing` holds
+checks that any implementation can be run through.
+
+Two rules hold for every port: nothing blocks the event loop (a disk, a hash, a lock are waited for
+in a worker thread), and a driver's own exception never crosses the port: it is translated, once, to
+the exceptions named here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import anyio
+import msgspec
+
+from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
+
+if TYPE_CHECKING:
+    from tidegate.protocol.capabilities import Capability
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class Durability(enum.StrEnum):
+    """What an acknowledgement promises about a loss of power."""
+
+    COMPLETE = "complete"
+    """What was shown as complete survives it; the offset of an unfinished upload may go back to
+    what was synced."""
+    ACK = "ack"
+    """Whatever was acknowledged survives it."""
+    NONE = "none"
+    """Nothing is ever synced. A crash of a process still loses nothing."""
+
+
+class Clock(Protocol):
+    """What time it is."""
+
+    def now(self) -> float:
+        """Seconds since the epoch, for what is written down."""
+
+    def monotonic(self) -> float:
+        """Seconds since some instant, never going back, for measuring how long something took."""
+
+
+# --------------------------------------------------------------------------- the body of a request
+
+
+class Sink(Protocol):
+    """Where a body's bytes go."""
+
+    async def write(self, chunks: Sequence[Buffer]) -> None:
+        """Take `chunks`, in order, all or none before raising.
+
+        The chunks belong to the sink until it returns. Whatever it raises ends the body's reading.
+        """
+
+
+class BodyEnd(enum.Enum):
+    """How the reading of a body ended."""
+
+    WHOLE = enum.auto()
+    """All of it was read."""
+    DROPPED = enum.auto()
+    """The client went away; all that arrived was given to the sink."""
+    STOPPED = enum.auto()
+    """The reader was asked to stop; all that it had read was given to the sink."""
+    STALLED = enum.auto()
+    """The client sent nothing, or too little, for too long; all that arrived was given."""
+
+
+class Body(Protocol):
+    """The bytes of one request, read at most once.
+
+    Until `copy_to` is called nothing of the body is read, and a client that sent
+    `Expect: 100-continue` is not told to go on.
+    """
+
+    async def copy_to(self, sink: Sink, stop: anyio.Event) -> BodyEnd:
+        """Give the body to `sink` until it ends, or until `stop` is set.
+
+        Memory in use does not depend on the size of the body, nor on the speed of the client. When
+        `stop` is set reading ends at once, whatever the client does. Raises what the sink raises.
+        """
+
+    def trailer(self, name: bytes) -> list[bytes]:
+        """The values of a trailer field (lower-case name), once `copy_to` has returned WHOLE."""
+
+
+class Digest(Protocol):
+    """A running checksum, as in hashlib."""
+
+    def update(self, data: Buffer, /) -> None:
+        """Add bytes."""
+
+    def digest(self) -> bytes:
+        """The digest of all that was added."""
+
+
+# --------------------------------------------------------------------------------- where bytes go
+
+
+class DataError(Exception):
+    """The data store could not do what was asked. The message is for the operator only."""
+
+
+class NoSpaceError(DataError):
+    """There is no room. Nothing is wrong with what is stored."""
+
+
+class BytesBusyError(DataError):
+    """Another process holds the upload's bytes: it is alive (perhaps paused) and may write."""
+
+
+class BytesMissingError(DataError):
+    """Bytes that the record speaks of are not there."""
+
+
+class Writer(Protocol):
+    """One session of writing to one upload. One task uses it at a time.
+
+    No more than one writer is open per upload: the caller holds the upload's lease, and a store on
+    a local disk holds an exclusive lock besides.
+    """
+
+    @property
+    def offset(self) -> int:
+        """Where the next byte goes."""
+
+    async def write(self, chunks: Sequence[Buffer], digest: Digest | None = None) -> None:
+        """Append `chunks`, and add them to `digest`, both off the event loop.
+
+        Bytes written count once `flush` has returned. Raises NoSpaceError (what fitted is kept, and
+        `offset` tells how much) or DataError.
+        """
+
+    async def copy(self, part: Upload, start: int, stop: int) -> None:
+        """Append bytes [start, stop) of another, complete upload, without reading them here.
+
+        Needs Capability.COPY. Raises BytesMissingError when `part` is shorter, NoSpaceError,
+        DataError.
+        """
+
+    async def flush(self) -> Flushed:
+        """What is stored so that it survives this process's death: all that was written before."""
+
+    async def sync(self) -> int:
+        """Make what was flushed survive a loss of power; return the offset up to which it does.
+
+        May run while `write` runs in another task. A sync that failed is never tried again as if
+        nothing had happened: it raises DataError, and the caller goes back to what was synced.
+        """
+
+    async def close(self) -> None:
+        """Let go of the upload. Never raises, may be called twice."""
+
+
+class Flushed(msgspec.Struct, frozen=True):
+    """What a writer has stored."""
+
+    offset: int
+    segments: tuple[Segment, ...] = ()
+    """Pieces that were stored since the last flush."""
+    storage: dict[str, Any] | None = None
+    """The record's new `storage`, when it changed."""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """Something that a sweep found in a data store."""
+
+    upload_id: UploadId
+    size: int
+    modified_at: float
+    place: str
+    """For people: where it is. Two places may belong to one upload."""
+
+
+class DataStore(Protocol):
+    """Holds bytes and nothing else.
+
+    What it needs to find them again stands in the record's `storage`, which `place` makes before
+    the record is written, so that no byte is ever stored that no record speaks of (a crash may
+    leave a record without bytes; that is an upload of offset 0).
+
+    The caller holds the upload's lease for `writer`, `truncate`, `finish`; `read` is only called on
+    complete uploads; `delete` and `measure` may be called at any time.
+    """
+
+    capabilities: Capability
+    boot_id: str
+    """Under which boot unsynced bytes survive a process's death. Empty: sync means nothing here."""
+    max_size: int | None
+    """The largest upload that it can hold, in bytes; None: no limit of its own."""
+
+    async def open(self) -> None:
+        """Acquire what is needed. Raises DataError, in words for the operator."""
+
+    async def close(self) -> None:
+        """Let go of all that `open` acquired. May be called twice."""
+
+    def place(self, upload: Upload) -> dict[str, Any]:
+        """The `storage` of a new upload. Pure and quick; the same upload gives the same."""
+
+    async def writer(self, upload: Upload) -> Writer:
+        """Open the upload's bytes for appending at exactly `upload.offset`.
+
+        Bytes past it are cut off first (the caller has recovered what counts). Raises
+        BytesBusyError, BytesMissingError when fewer bytes are there, NoSpaceError, DataError.
+        """
+
+    async def measure(self, upload: Upload) -> int:
+        """How many bytes, in order and without a gap, are truly there. 0 when there are none."""
+
+    async def truncate(self, upload: Upload, offset: int) -> None:
+        """Cut off all bytes past `offset`; fine when there are none. Raises BytesBusyError."""
+
+    async def finish(self, upload: Upload, *, durable: bool) -> dict[str, Any]:
+        """Make a whole upload (offset = length) ready to be read; return its `storage`.
+
+        With `durable` its bytes, and its name, survive a loss of power when this returns. Doing it
+        again after a crash, with the old record, gives the same. Raises BytesMissingError when it
+        is not whole, DataError.
+        """
+
+    def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Bytes [start, stop) in chunks of at most 1 MiB. Needs Capability.READ.
+
+        Raises BytesMissingError before the first chunk when they are not there, DataError.
+        """
+
+    async def delete(self, upload: Upload) -> None:
+        """Delete the upload's bytes, wherever it is in its life. Fine when there are none.
+
+        A writer that is still at work is not waited for: what it writes is never found again.
+        """
+
+    def stored(self) -> AsyncIterator[Stored]:
+        """All that is stored, in any order, for the sweep and the check."""
+
+    async def discard(self, stored: Stored) -> None:
+        """Delete something that `stored` found and that no record speaks of."""
+
+    async def free_space(self) -> int | None:
+        """Bytes that still fit; None where that is unknown or has no meaning."""
+
+
+# ------------------------------------------------------------------------------ where records live
+
+
+class MetadataError(Exception):
+    """The metadata store could not do what was asked; nothing was changed."""
+
+
+class UnavailableError(MetadataError):
+    """It cannot be reached or is busy, for now.."""
+
+
+class NoRoomError(MetadataError):
+    """It has no room for more records."""
+
+
+class UploadExistsError(MetadataError):
+    """There is, or was, an upload with this id."""
+
+
+class UnknownUploadError(MetadataError):
+    """There is no upload with this id."""
+
+
+class PartUnavailableError(MetadataError):
+    """A part of a new final upload is not there (any more)."""
+
+    def __init__(self, part: UploadId) -> None:
+        super().__init__(f"no partial upload {part}")
+        self.part = part
+
+
+class PinnedError(MetadataError):
+    """A pending final upload needs this partial."""
+
+
+class LeaseLostError(MetadataError):
+    """The lease is not held any more: someone else may be writing. Nothing was changed."""
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to write to one upload. `token` grows with every lease of the upload."""
+
+    upload_id: UploadId
+    holder: str
+    token: int
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A lease that was acquired, and the record as it was at that instant."""
+
+    lease: Lease
+    upload: Upload
+    settled: bool
+    """False: the last holder never released, so the bytes must be recovered before anything else."""
+    wanted: anyio.Event
+    """Set when someone asks for the lease, or when it is lost: let go soon."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A lease that could not be acquired, since a holder that is alive has it."""
+
+    upload: Upload
+
+
+class Hold(enum.Enum):
+    """Who holds an upload, as `load` saw it."""
+
+    FREE = enum.auto()
+    HELD = enum.auto()
+    """By someone alive."""
+    ABANDONED = enum.auto()
+    """By someone who died or gave up: acquire it and recover."""
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A record, and whether someone is at work on it."""
+
+    upload: Upload
+    hold: Hold
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One atomic change of one upload: all of it happens, or none."""
+
+    upload: Upload
+    """The new record. Its `version` is the one that was read; the store adds one."""
+    segments: tuple[Segment, ...] = ()
+    """To add, or to replace by index."""
+    events: tuple[Event, ...] = ()
+    release: bool = False
+    """Let the lease go, settled, in the same transaction."""
+    durable: bool = False
+    """Must survive a loss of power before the commit returns."""
+    unless_pinned: bool = False
+    """Refuse with PinnedError when a pending final needs this partial."""
+    forget: bool = False
+    """Remove record, segments and lease. Events stay until they are delivered."""
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """An event that was claimed for delivery."""
+
+    sequence: int
+    """Grows with every event of the store; also the idempotency key."""
+    event: Event
+    attempts: int
+    """How many deliveries failed before this one."""
+
+
+class MetadataStore(Protocol):
+    """Holds records, leases, segments and events in one place, so that they change together.
+
+    All methods may run concurrently, from one event loop. Each is one transaction. Cancelling a
+    call leaves it done or not done, never half done.
+    """
+
+    capabilities: Capability
+    shared: bool
+    """Whether several processes may open the same store at once."""
+
+    async def open(self) -> None:
+        """Acquire what is needed, create or migrate the schema. Raises MetadataError, in words for
+        the operator.
+        """
+
+    async def close(self) -> None:
+        """Let go of all that `open` acquired. May be called twice."""
+
+    async def insert(
+        self,
+        upload: Upload,
+        *,
+        lease: bool = False,
+        events: Sequence[Event] = (),
+        durable: bool = False,
+    ) -> Grant | None:
+        """Write a new record (its `version` 0 becomes 1), and take its lease when asked to.
+
+        The parts of a new final must be partial uploads that are receiving or complete: checked in
+        the same transaction. Raises UploadExistsError, PartUnavailableError, NoRoomError,
+        UnavailableError.
+        """
+
+    async def load(self, upload_id: UploadId) -> Loaded | None:
+        """The record and its hold, or None."""
+
+    async def segments(self, upload_id: UploadId) -> list[Segment]:
+        """By index."""
+
+    async def acquire(self, upload_id: UploadId, *, force: bool = False) -> Grant | Held:
+        """Take the upload's lease if it is free, or its holder is dead.
+
+        With `force` it is taken from a holder that is alive, whose `wanted` is set and whose next
+        commit fails. Raises UnknownUploadError, UnavailableError.
+        """
+
+    async def request_release(self, upload_id: UploadId) -> None:
+        """Ask the holder to let go: its `wanted` is set at once in this process, within 200 ms in
+        another. Fine when nobody holds it.
+        """
+
+    async def wait_released(self, upload_id: UploadId, timeout: float) -> None:
+        """Return when the lease may be free, or after `timeout` seconds. May return early."""
+
+    async def renew(self, lease: Lease) -> None:
+        """Keep the lease from expiring. Raises LeaseLostError, UnavailableError."""
+
+    async def commit(self, lease: Lease, change: Change) -> Upload:
+        """Carry out `change`, fenced by `lease`; return the record as it stands now.
+
+        Raises LeaseLostError when the lease is not held any more or the version is stale,
+        PinnedError, NoRoomError, UnavailableError.
+        """
+
+    async def release(self, lease: Lease) -> None:
+        """Let go, settled: record and bytes agree. Fine when it is not held any more."""
+
+    def abandon(self, lease: Lease) -> None:
+        """Let go without a word: whoever comes next must recover. At once, never raises."""
+
+    async def pending_finals(self, part: UploadId | None = None) -> list[UploadId]:
+        """Final uploads that are still receiving: all, or those that need `part`."""
+
+    def uploads(
+        self, *, state: State | None = None, kind: Kind | None = None
+    ) -> AsyncIterator[Upload]:
+        """All records (of a state, of a kind) by id. What changes meanwhile may be missed."""
+
+    async def expired(self, now: float, limit: int) -> list[UploadId]:
+        """Uploads with `expires_at` <= now that nobody holds alive, oldest first."""
+
+    async def tombstones(self, ended_before: float, limit: int) -> list[UploadId]:
+        """Expired, terminated and failed uploads that ended before a time, oldest first."""
+
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
+        """Take events for delivery, for `ttl` seconds: of each upload the oldest undelivered one,
+        if it is due and nobody else has claimed it.
+        """
+
+    async def acknowledge(self, sequence: int) -> None:
+        """The event was delivered: forget it."""
+
+    async def postpone(self, sequence: int, due_at: float | None) -> None:
+        """Delivery failed: try again at `due_at`; None: give it up (kept, never claimed again)."""
+
+
+EventSink: TypeAlias = Callable[[Delivery], Awaitable[None]]
+"""Told of every event at least once, in order per upload. What it raises makes it be told again."""

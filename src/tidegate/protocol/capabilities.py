@@ -1,0 +1,77 @@
+"""What a server can do, derived from what its parts can do; never configured by hand."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Capability(enum.Flag):
+    """What a data store, a metadata store or a transport declares that it can do."""
+
+    NONE = 0
+    # Data stores
+    GROW = enum.auto()
+    """Holds an upload whose length is not known yet."""
+    DISCARD = enum.auto()
+    """Can cut an upload back, so that bytes that fail their checksum leave no trace."""
+    DELETE = enum.auto()
+    """Can delete an upload's bytes."""
+    COPY = enum.auto()
+    """Can append another upload's bytes without sending them through the client."""
+    READ = enum.auto()
+    """Can give the bytes back."""
+    # Metadata stores
+    EXPIRY = enum.auto()
+    """Can find what has expired."""
+    PENDING = enum.auto()
+    """Remembers which finals wait for which partials."""
+    # Transports
+    TRAILERS = enum.auto()
+    """Delivers the trailer section of a request."""
+
+
+NEEDS: dict[str, Capability] = {
+    "creation": Capability.NONE,
+    "creation-with-upload": Capability.NONE,
+    "creation-defer-length": Capability.GROW,
+    "expiration": Capability.DELETE | Capability.EXPIRY,
+    "checksum": Capability.DISCARD,
+    "checksum-trailer": Capability.DISCARD | Capability.TRAILERS,
+    "termination": Capability.DELETE,
+    "concatenation": Capability.COPY | Capability.PENDING,
+    "concatenation-unfinished": Capability.COPY | Capability.PENDING,
+}
+"""The extensions of tus 1.0.0, in the order of the specification, and what each needs."""
+
+IMPLIES: dict[str, str] = {
+    # "if the Server does not offer the Creation extension, it MUST NOT offer the Creation With
+    # Upload extension either" (and the same holds for what only refines another).
+    "creation-with-upload": "creation",
+    "creation-defer-length": "creation",
+    "checksum-trailer": "checksum",
+    "concatenation": "creation",
+    "concatenation-unfinished": "concatenation",
+}
+
+
+def extensions(capabilities: Capability, disabled: Iterable[str] = ()) -> tuple[str, ...]:
+    """The extensions to offer, in the specification's order.
+
+    Raises ValueError for a name in `disabled` that is no extension.
+    """
+    disabled = frozenset(disabled)
+    unknown = sorted(disabled - NEEDS.keys())
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)}: not an extension of tus 1.0.0, which are {', '.join(NEEDS)}"
+        )
+    offered: list[str] = []
+    for name, needs in NEEDS.items():
+        base = IMPLIES.get(name)
+        if name not in disabled and needs in capabilities and (base is None or base in offered):
+            offered.append(name)
+    return tuple(offered)

@@ -1,0 +1,126 @@
+"""What an upload is: the record that every server of a cluster agrees on."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NewType
+
+import msgspec
+
+UploadId = NewType("UploadId", str)
+"""The last segment of an upload's URL: URL-safe, at least 128 random bits unless an operator names
+uploads."""
+
+MAX_LENGTH = 2**63 - 1
+"""The largest length or offset, in bytes: what a signed 64-bit integer, and so every store, holds."""
+
+
+class Kind(enum.StrEnum):
+    """What an upload is for. A kind never changes, and is not a state."""
+
+    REGULAR = "regular"
+    PARTIAL = "partial"
+    FINAL = "final"
+
+
+class State(enum.StrEnum):
+    """Where an upload is in its life. Only `lifecycle.advance` moves it."""
+
+    RECEIVING = "receiving"
+    COMPLETE = "complete"
+    EXPIRED = "expired"
+    TERMINATED = "terminated"
+    FAILED = "failed"
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """A stored piece of an upload, for stores that keep it in pieces (parts of an S3 upload).
+
+    `index` orders the pieces, `start` and `length` are bytes of the upload, `storage` is opaque.
+    """
+
+    index: int
+    start: int
+    length: int
+    storage: dict[str, Any] = {}
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The record of one upload. Immutable: a change is a new record, committed by a metadata store.
+
+    Times are seconds since the epoch, sizes and offsets are bytes.
+    """
+
+    id: UploadId
+    kind: Kind = Kind.REGULAR
+    state: State = State.RECEIVING
+
+    length: int | None = None
+    """The size of the whole upload; None while it is deferred, or cannot be computed yet."""
+    offset: int = 0
+    """Acknowledged: bytes [0, offset) are what the client sent, and survive any process's death."""
+    synced_offset: int = 0
+    """Of those, bytes [0, synced_offset) survive a loss of power."""
+    boot_id: str = ""
+    """The boot of the machine under which bytes past `synced_offset` were written; empty when all
+    is synced, or the store needs no sync."""
+    unverified: bool = False
+    """The store may hold bytes past `offset` that no checksum has verified: they never count."""
+
+    metadata: str = ""
+    """Upload-Metadata to the letter, as the client sent it; empty when there was none."""
+    concat: str = ""
+    """Upload-Concat to the letter, as the client sent it; empty for a regular upload."""
+    parts: tuple[UploadId, ...] = ()
+    """For a final upload: the partial uploads in order; one may stand here more than once."""
+
+    storage: dict[str, Any] = {}
+    """What the data store needs to find the bytes again. Opaque to everything else."""
+    principal: str | None = None
+    """Who created the upload; None where nobody is asked."""
+
+    created_at: float
+    active_at: float
+    """The last POST or PATCH that was carried out."""
+    expires_at: float | None = None
+    """When an unfinished upload (or a partial) is given up; None: never."""
+    ended_at: float | None = None
+    """When the upload left `receiving`, and again when it left `complete`."""
+    version: int = 0
+    """Counts commits; a commit of an older version is refused."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the upload is whole, and its completion was carried out."""
+        return self.state is State.COMPLETE
+
+    @property
+    def gone(self) -> bool:
+        """Whether only a tombstone is left, which answers 410."""
+        return self.state in GONE
+
+    @property
+    def whole(self) -> bool:
+        """Whether every byte is acknowledged, so that completion is due or done."""
+        return self.length is not None and self.offset == self.length
+
+
+GONE = frozenset({State.EXPIRED, State.TERMINATED, State.FAILED})
+
+
+class EventType(enum.StrEnum):
+    """What can be told of an upload."""
+
+    CREATED = "created"
+    COMPLETED = "completed"
+    TERMINATED = "terminated"
+    EXPIRED = "expired"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to an upload, committed together with the change it tells of."""
+
+    type: EventType
+    at: float
+    upload: Upload
+    """The record as the change left it."""
