@@ -5,6 +5,10 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from tidegate.protocol.checksums import Algorithm
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -75,3 +79,15 @@ def extensions(capabilities: Capability, disabled: Iterable[str] = ()) -> tuple[
         if name not in disabled and needs in capabilities and (base is None or base in offered):
             offered.append(name)
     return tuple(offered)
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server offers: what `decide` holds a command against, and what OPTIONS tells."""
+
+    extensions: tuple[str, ...]
+    algorithms: dict[str, Algorithm]
+    max_size: int | None = None
+    """The largest upload, in bytes; None: no known limit."""
+    expire_after: float | None = None
+    """Seconds without activity after which an unfinished upload is given up; None: never."""
+    downloads: bool = True

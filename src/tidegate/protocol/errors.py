@@ -18,8 +18,8 @@ class Code(enum.Enum):
     BAD_CHECKSUM = "bad_checksum", 400
     UNKNOWN_ALGORITHM = "unknown_algorithm", 400
     BAD_CONCAT = "bad_concat", 400
+    NOT_OFFERED = "not_offered", 400
     FINAL_UPLOAD = "final_upload", 403
-    NOT_OFFERED = "not_offered", 403
     UNFINISHED = "unfinished", 403
     NOT_FOUND = "not_found", 404
     METHOD_NOT_ALLOWED = "method_not_allowed", 405
@@ -42,7 +42,7 @@ class Code(enum.Enum):
         self.status = status
 
 
-class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error
+class Refusal(Exception):
     """A request that is not carried out. A dialect renders it.
 
     `retry_after` is in whole seconds; None: trying again will not help, or the client knows when.

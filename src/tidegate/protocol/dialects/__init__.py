@@ -1,0 +1,1 @@
+"""Dialects: between HTTP and commands. Only a dialect knows header names and status lines."""
