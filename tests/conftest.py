@@ -163,10 +163,8 @@ def _build_blockbuster() -> BlockBuster:
     for digest in {type(hashlib.sha1()), type(hashlib.blake2b()), type(hashlib.blake2s())}:
         add(digest, "update", _is_small(1))
     for module_name, name, position in (
-        ("google_crc32c", "value", 0),
-        ("google_crc32c", "extend", 1),
-        ("google_crc32c.cext", "value", 0),  # what its Checksum class calls
-        ("google_crc32c.cext", "extend", 1),
+        ("crc32c", "crc32c", 0),
+        ("crc32c", "CRC32CHash.update", 1),
         ("blake3", "blake3.update", 1),
     ):
         try:

@@ -73,8 +73,8 @@ BLOCKING = [
     "import hashlib\ndef f(fd): hashlib.sha512().update(memoryview(bytes(65536)))",
     "import hashlib\ndef f(fd): hashlib.blake2b().update(bytes(65536))",
     "import zlib\ndef f(fd): zlib.crc32(bytes(65536))",
-    "import google_crc32c\ndef f(fd): google_crc32c.extend(0, bytes(65536))",
-    "import google_crc32c\ndef f(fd): google_crc32c.Checksum().update(bytes(65536))",
+    "import crc32c\ndef f(fd): crc32c.crc32c(bytes(65536))",
+    "import crc32c\ndef f(fd): crc32c.CRC32CHash().update(bytes(65536))",
     "import blake3\ndef f(fd): blake3.blake3().update(bytes(65536))",
 ]
 
