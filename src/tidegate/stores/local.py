@@ -1,0 +1,303 @@
+"""Bytes on a local disk: one file per upload.
+
+Below the root, `incoming/<shard>/<id>` while it is received and `finished/<name>` once it is whole,
+so that nothing in `finished` is half a file. `templates` lists every name template that the store
+was opened with, so that a file's upload can be told after the template was changed.
+
+What a crash may leave, and what every method copes with: a record without a file (nothing was
+written), a file that is longer than its record's offset, and, since a file is moved before the
+record is committed, a file under its finished name, or under both, whose record says that it is
+still received.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, Unpack
+
+from anyio import CancelScope, CapacityLimiter, to_thread
+
+from tidegate.ports import Buffer, BytesMissingError, DataError, Digest, Flushed, Stored
+from tidegate.protocol.capabilities import Capability
+from tidegate.protocol.model import Upload
+from tidegate.stores import disk, naming
+from tidegate.stores.disk import Descriptor, translated
+from tidegate.stores.tree import Tree
+
+if TYPE_CHECKING:
+    from tidegate.ports import DataStore, Writer
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+READ_CHUNK: Final = 256 * 1024
+"""Bytes per chunk of a download: from here on the hop to a thread is a small part of the cost."""
+COPY_STEP: Final = 16 * 1024 * 1024
+"""Bytes copied per hop: some 10 ms from the page cache, a tenth of a second from a disk, so that a
+cancelled copy ends soon."""
+BATCH: Final = 256
+"""Files per hop of a walk: a few milliseconds."""
+THREADS: Final = 16
+"""Writing to the page cache is a copy, so more threads than cores gain nothing until the disk
+holds its writers up; then the others wait for a thread, and their clients are not read. Our own,
+since anyio's 40 are shared with all else in the process."""
+SYNC_THREADS: Final = 4
+"""A sync may take seconds, so these are apart and never take the writers' threads; more of them at
+a time gain little on one disk."""
+BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+
+
+class LocalStore:
+    """Holds each upload's bytes in a file below `root`, on a disk of this machine.
+
+    `name` is the template of finished files' names: see `naming.Template`; ValueError says what is
+    wrong with it. Several processes may use one root: a writer holds an exclusive flock, so that a
+    second one gets BytesBusyError as long as the first is alive.
+    """
+
+    capabilities = (
+        Capability.GROW | Capability.DISCARD | Capability.DELETE | Capability.COPY | Capability.READ
+    )
+    max_size: int | None = None
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        name: str = "{shard}/{id}",
+        threads: int = THREADS,
+        sync_threads: int = SYNC_THREADS,
+    ) -> None:
+        self.root = root
+        self.boot_id = ""
+        self._tree = Tree(root, naming.Template(name))
+        self._limits = threads, sync_threads
+        self._limiter: CapacityLimiter | None = None
+        self._sync_limiter: CapacityLimiter | None = None
+
+    async def open(self) -> None:
+        """Make the folders and see that locks work there; clean nothing. Raises DataError."""
+        threads, sync_threads = self._limits
+        self._limiter = CapacityLimiter(threads)
+        self._sync_limiter = CapacityLimiter(sync_threads)
+        await self.run(self._tree.open)
+        self.boot_id = await self.run(_boot_id)
+
+    async def close(self) -> None:
+        """Nothing is held between calls but what writers and readers hold themselves."""
+
+    async def run(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+        """Call a blocking function in one of the store's threads.
+
+        Cancelled while it waits for a thread, it was not called; later, it is waited for.
+        """
+        if self._limiter is None:
+            raise DataError("the data store is not open")
+        return await to_thread.run_sync(function, *args, limiter=self._limiter)
+
+    async def run_sync(self, function: Callable[[], T]) -> T:
+        """The same in a thread for syncs."""
+        if self._sync_limiter is None:
+            raise DataError("the data store is not open")
+        return await to_thread.run_sync(function, limiter=self._sync_limiter)
+
+    async def let_go(self, file: Descriptor) -> None:
+        """Close a file, also when cancelled.
+
+        In a thread, since closing a deleted one frees its blocks, which takes its time.
+        """
+        try:
+            with CancelScope(shield=True):
+                await self.run(file.close)
+        finally:
+            file.close()
+
+    def place(self, upload: Upload) -> dict[str, Any]:
+        """The two paths of the upload's file, relative to the root. Pure."""
+        return self._tree.place(upload)
+
+    async def writer(self, upload: Upload) -> Writer:
+        """Open the upload's file, lock it, cut it to `upload.offset`: see the port."""
+        file = await self.run(self._tree.open_writer, upload)
+        return LocalWriter(self, self._tree, upload, file)
+
+    async def measure(self, upload: Upload) -> int:
+        """The size of the upload's file; 0 when there is none. Raises DataError."""
+        return await self.run(self._tree.measure, upload)
+
+    async def truncate(self, upload: Upload, offset: int) -> None:
+        """Cut off all bytes past `offset`. Raises BytesBusyError, DataError."""
+        await self.run(self._tree.truncate, upload, offset)
+
+    async def finish(self, upload: Upload, *, durable: bool) -> dict[str, Any]:
+        """Sync, and move to the finished name, never over another file: see the port.
+
+        Also while this store's own writer has the file open. Raises BytesMissingError,
+        BytesBusyError when another process has, DataError.
+        """
+        if durable:
+            await self.run_sync(lambda: self._tree.finish(upload, durable=True))
+        else:
+            await self.run(lambda: self._tree.finish(upload, durable=False))
+        return dict(upload.storage)
+
+    async def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Bytes [start, stop) in chunks of READ_CHUNK.
+
+        From one open file, so that deleting the upload meanwhile does not cut them short. Raises
+        BytesMissingError, DataError.
+        """
+
+        def chunk(offset: int) -> bytes:
+            with file.use() as fd, translated("read"):
+                return os.pread(fd, min(READ_CHUNK, stop - offset), offset)
+
+        file = await self.run(self._tree.open_reader, upload, stop)
+        try:
+            while start < stop:
+                data = await self.run(chunk, start)
+                if not data:
+                    raise BytesMissingError(f"upload {upload.id} ends at {start}, before {stop}")
+                start += len(data)
+                yield data
+        finally:
+            await self.let_go(file)
+
+    async def delete(self, upload: Upload) -> None:
+        """Delete the upload's file, whatever its name is by now. Raises DataError."""
+        await self.run(self._tree.delete, upload)
+
+    async def stored(self) -> AsyncIterator[Stored]:
+        """All files whose upload is certain; other files are nobody's to delete."""
+        walk = self._tree.walk()
+        try:
+            while batch := await self.run(lambda: list(itertools.islice(walk, BATCH))):
+                for found in batch:
+                    yield found
+        finally:
+            with CancelScope(shield=True), suppress(ValueError):
+                # ValueError: a thread that can't be interrupted is still in it, and will drop it.
+                await self.run(walk.close)
+
+    async def discard(self, stored: Stored) -> None:
+        """Delete one file that `stored` found. Raises DataError."""
+        await self.run(self._tree.discard, stored)
+
+    async def free_space(self) -> int | None:
+        """Bytes that an unprivileged user may still write."""
+
+        def free() -> int:
+            with translated("tell the free space"):
+                found = os.statvfs(self._tree.base)
+            return found.f_bavail * found.f_frsize
+
+        return await self.run(free)
+
+
+class LocalWriter:
+    """An open and locked file. See `ports.Writer`.
+
+    `write_blocking` and `sync_blocking` may be called from any thread, one of each at a time.
+    """
+
+    def __init__(self, store: LocalStore, tree: Tree, upload: Upload, file: Descriptor) -> None:
+        self._store = store
+        self._tree = tree
+        self._id = upload.id
+        self._path = tree.places(upload).incoming
+        self._file = file
+        self._offset = upload.offset
+        self._synced = min(upload.synced_offset, upload.offset)
+        # The name was synced together with the first bytes.
+        self._name_synced = self._synced > 0
+        self._sync_lock = threading.Lock()
+
+    @property
+    def offset(self) -> int:
+        """Where the next byte goes."""
+        return self._offset
+
+    async def write(self, chunks: Sequence[Buffer], digest: Digest | None = None) -> None:
+        """Append `chunks` in one hop to a thread. Raises NoSpaceError, DataError."""
+        await self._store.run(self.write_blocking, chunks, digest)
+
+    def write_blocking(self, chunks: Sequence[Buffer], digest: Digest | None = None) -> None:
+        """Append `chunks`; `offset` then says how many bytes were stored, also when it raises.
+
+        Raises NoSpaceError, DataError.
+        """
+        if digest is not None:
+            for chunk in chunks:
+                digest.update(chunk)
+        with self._file.use() as fd:
+            disk.write_at(fd, chunks, self._offset, self._advance)
+
+    def _advance(self, count: int) -> None:
+        self._offset += count
+
+    async def copy(self, part: Upload, start: int, stop: int) -> None:
+        """Append bytes [start, stop) of `part`, by the kernel where it can: see the port."""
+        source = await self._store.run(self._tree.open_reader, part, stop)
+        try:
+            for begin in range(start, stop, COPY_STEP):
+                await self._store.run(
+                    self._copy_blocking, source, begin, min(begin + COPY_STEP, stop)
+                )
+        finally:
+            await self._store.let_go(source)
+
+    def _copy_blocking(self, source: Descriptor, start: int, stop: int) -> None:
+        with source.use() as source_fd, self._file.use() as fd:
+            disk.copy_at(source_fd, start, stop, fd, self._offset, self._advance)
+
+    async def flush(self) -> Flushed:
+        """All that was written: it is in the page cache, which a process's death leaves alone."""
+        return Flushed(self._offset)
+
+    async def sync(self) -> int:
+        """Sync what was written before the call; see the port. Raises DataError."""
+        return await self._store.run_sync(self.sync_blocking)
+
+    def sync_blocking(self) -> int:
+        """The offset up to which bytes, and the file's name, survive a loss of power.
+
+        After one failure all later calls raise DataError, and so does `finish`, until the upload
+        is opened at what was synced before: the kernel tells of lost pages once only.
+        """
+        # One after the other: only one of two at a time would be told.
+        with self._sync_lock:
+            self._tree.check_synced(self._id)
+            offset = self._offset
+            with self._file.use() as fd:
+                try:
+                    os.fdatasync(fd)
+                    if not self._name_synced:
+                        self._tree.sync_names(self._path)
+                        self._name_synced = True
+                except OSError as error:
+                    self._tree.sync_failed(self._id, self._synced)
+                    raise DataError(f"cannot sync upload {self._id}: {error.strerror}") from error
+            self._synced = offset
+            return offset
+
+    async def close(self) -> None:
+        """Close the file, and so unlock it. Never raises, may be called twice."""
+        await self._store.let_go(self._file)
+
+
+def _boot_id() -> str:
+    try:
+        return Path(BOOT_ID).read_text("ascii").strip()
+    except OSError:
+        # Elsewhere than on Linux there is no such thing, and the engine is told so.
+        return ""
+
+
+if TYPE_CHECKING:
+    _: type[DataStore] = LocalStore
+    __: type[Writer] = LocalWriter
