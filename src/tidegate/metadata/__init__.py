@@ -1,0 +1,1 @@
+"""Where records, leases, segments and events live."""

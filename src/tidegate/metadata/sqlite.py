@@ -1,0 +1,346 @@
+"""Records, leases, segments and events in one SQLite file, which several processes may share.
+
+Writes go through one thread per process (`sqlite_writer`), one process at a time. Reads of one row
+run on the event loop: they cost less than the hop to a thread would. All other reads have threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import sqlite3
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from msgspec.structs import replace
+
+from tidegate.metadata import sqlite_rows as rows
+from tidegate.metadata import sqlite_schema as schema
+from tidegate.metadata.liveness import Liveness, Turn
+from tidegate.metadata.sqlite_leases import Leases
+from tidegate.metadata.sqlite_readers import Readers
+from tidegate.metadata.sqlite_writer import Operation, Writer
+from tidegate.ports import (
+    Delivery,
+    Grant,
+    Held,
+    Hold,
+    Lease,
+    LeaseLostError,
+    Loaded,
+    MetadataError,
+    UnavailableError,
+)
+from tidegate.protocol.capabilities import Capability
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
+    from tidegate.ports import Change, MetadataStore
+    from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
+
+T = TypeVar("T")
+
+# Seconds between two looks at a lease that another process holds.
+_WATCH = 0.025
+_PAGE = 256
+
+_LOAD = (
+    "SELECT u.record, l.holder, l.token FROM upload u LEFT JOIN lease l ON l.upload_id = u.id"
+    " WHERE u.id = ?"
+)
+_HOLDER = "SELECT holder, token FROM lease WHERE upload_id = ?"
+_RENEW = "SELECT 1 FROM lease WHERE token = ? AND holder = ?"
+
+
+class SQLiteMetadataStore:
+    """Implements `tidegate.ports.MetadataStore` in the file `path`.
+
+    Beside it stand SQLite's own `-wal` and `-shm`, and a directory `-live` of lock files. The
+    directory of `path` has to exist, on a local disk. `busy_timeout` is how many seconds to wait
+    for someone else who has the database locked, before UnavailableError is raised.
+    """
+
+    capabilities = Capability.EXPIRY | Capability.PENDING
+    shared = True
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        busy_timeout: float = 5.0,
+        migrations: Sequence[schema.Migration] = schema.MIGRATIONS,
+    ) -> None:
+        self._path = path
+        self._busy_timeout = busy_timeout
+        self._migrations = migrations
+        self._open = False
+
+    # ------------------------------------------------------------------------ opening, closing
+
+    async def open(self, boot_id: str = "") -> None:
+        """Acquire what is needed, create or migrate the schema. Raises MetadataError."""
+        await anyio.to_thread.run_sync(self._acquire)
+        loop = asyncio.get_running_loop()
+        self._leases = Leases(loop, self._liveness, self._writer, self._readers)
+        self._holder = rows.Holder(self._liveness.holder, boot_id)
+        self._writer.start(loop)
+        self._open = True
+
+    def _acquire(self) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                schema.check_place(self._path)
+                folder = self._path.with_name(f"{self._path.name}-live")
+                folder.mkdir(mode=0o700, exist_ok=True)
+                turn = Turn(folder)
+                stack.callback(turn.close)
+                self._liveness = Liveness(folder)
+                stack.callback(self._liveness.close)
+                with turn.held_within(self._busy_timeout):
+                    schema.prepare(
+                        self._path, busy_timeout=self._busy_timeout, migrations=self._migrations
+                    )
+                    self._liveness.open()
+                self._writer = Writer(self._path, turn, busy_timeout=self._busy_timeout)
+                stack.callback(self._writer.disconnect)
+                self._writer.connect()
+                # On the event loop: never waits.
+                self._reader = schema.connect(self._path, busy_timeout=0, readonly=True)
+                stack.callback(self._reader.close)
+                self._reader.execute(_LOAD, ("",)).fetchone()  # reads the schema, opens the log
+                self._readers = Readers(self._path, busy_timeout=self._busy_timeout)
+                stack.callback(self._readers.close)
+            except TimeoutError as error:
+                raise UnavailableError(f"{self._path}: locked by another process") from error
+            except (OSError, sqlite3.Error) as error:
+                raise schema.open_error(self._path, error) from error
+            self._acquired = stack.pop_all()
+
+    async def close(self) -> None:
+        """Finish what was begun, and let go of all that `open` acquired. May be called twice."""
+        if not self._open:
+            return
+        self._open = False
+        self._leases.close()
+        self._writer.stop()
+        with anyio.CancelScope(shield=True):
+            # Not when another process sleeps in the middle of a transaction, and so our writer's
+            # thread can't end: it still needs what was acquired.
+            if await anyio.to_thread.run_sync(self._writer.join):
+                await anyio.to_thread.run_sync(self._acquired.close)
+        self._writer.give_up()
+
+    # ------------------------------------------------------------------------------- records
+
+    async def insert(
+        self,
+        upload: Upload,
+        *,
+        lease: bool = False,
+        events: Sequence[Event] = (),
+        durable: bool = False,
+    ) -> Grant | None:
+        """Write a new record, and take its lease when asked to. See the port."""
+        upload = replace(upload, version=upload.version + 1)
+        record = rows.encode(upload)
+        told = [(event, rows.encode(event)) for event in events]
+        granting = self._leases.granting(upload.id) if lease else None
+
+        def run(db: sqlite3.Connection) -> Grant | None:
+            rows.insert(db, upload, record, told)
+            if granting is None:
+                return None
+            token = rows.grant(db, upload.id, self._holder)
+            return granting.grant(rows.Taken(token, upload))
+
+        if granting is None:
+            return await self._writer.submit(Operation(run, durable=durable))
+        return await self._writer.submit(
+            Operation(
+                run,
+                durable=durable,
+                undo=granting.undo,
+                settle=granting.settle,
+                unwanted=granting.unwanted,
+            )
+        )
+
+    async def load(self, upload_id: UploadId) -> Loaded | None:
+        """The record and its hold, or None."""
+        row = await self._read(_LOAD, upload_id)
+        if row is None:
+            return None
+        record, holder, token = row
+        return Loaded(rows.decode_upload(record), await self._hold(holder, token))
+
+    async def _hold(self, holder: str | None, token: int) -> Hold:
+        if holder is None:
+            return Hold.FREE
+        if self._leases.is_foreign(holder):
+            alive = await self._in_thread(lambda _: self._leases.is_alive(holder, token))
+        else:
+            alive = self._leases.is_alive(holder, token)
+        return Hold.HELD if alive else Hold.ABANDONED
+
+    async def segments(self, upload_id: UploadId) -> list[Segment]:
+        """By index."""
+        return await self._in_thread(lambda db: rows.segments(db, upload_id))
+
+    # -------------------------------------------------------------------------------- leases
+
+    async def acquire(self, upload_id: UploadId, *, force: bool = False) -> Grant | Held:
+        """Take the upload's lease if it is free, or its holder is dead. See the port."""
+        granting = self._leases.granting(upload_id)
+
+        def run(db: sqlite3.Connection) -> Grant | Held:
+            taken = rows.acquire(
+                db, upload_id, self._holder, force=force, is_alive=self._leases.is_alive
+            )
+            return granting.grant(taken) if isinstance(taken, rows.Taken) else Held(taken)
+
+        return await self._writer.submit(
+            Operation(run, undo=granting.undo, settle=granting.settle, unwanted=granting.unwanted)
+        )
+
+    async def request_release(self, upload_id: UploadId) -> None:
+        """Ask the holder to let go."""
+        row = await self._read(_HOLDER, upload_id)
+        if row is None or row[0] == rows.ABANDONED:
+            return
+        holder, token = row
+        if self._leases.is_foreign(holder):
+            await self._writer.submit(Operation(lambda db: rows.want_release(db, upload_id)))
+        else:
+            self._leases.want(token)
+
+    async def wait_released(self, upload_id: UploadId, timeout: float) -> None:
+        """Return when the lease may be free, or after `timeout` seconds."""
+        with anyio.move_on_after(timeout):
+            while self._open:
+                # Entered before the look, so that what happens after the look is not missed.
+                with self._leases.waiter(upload_id) as released:
+                    row = await self._read(_HOLDER, upload_id)
+                    if row is None or await self._hold(*row) is not Hold.HELD:
+                        return
+                    with anyio.move_on_after(_WATCH if self._leases.is_foreign(row[0]) else 1):
+                        await released.wait()
+
+    async def renew(self, lease: Lease) -> None:
+        """Look whether the lease is still held: here it never expires while we live."""
+        if self._leases.holds(lease.token):
+            if await self._read(_RENEW, lease.token, lease.holder):
+                return
+            self._leases.lose(lease)
+        raise LeaseLostError(lease.upload_id)
+
+    async def commit(self, lease: Lease, change: Change) -> Upload:
+        """Carry out `change`, fenced by `lease`. See the port."""
+        upload = replace(change.upload, version=change.upload.version + 1)
+        record = rows.encode(upload)
+        segments = [(segment.index, rows.encode(segment)) for segment in change.segments]
+        events = [(event, rows.encode(event)) for event in change.events]
+
+        def run(db: sqlite3.Connection) -> Upload:
+            if not self._leases.holds(lease.token):
+                raise LeaseLostError(upload.id)
+            rows.commit(db, lease, self._holder.boot_id, change, upload, record, segments, events)
+            return upload
+
+        def settle(_: Upload) -> None:
+            if change.release or change.forget:
+                self._leases.drop(lease)
+
+        try:
+            return await self._writer.submit(Operation(run, durable=change.durable, settle=settle))
+        except LeaseLostError:
+            self._leases.lose(lease)
+            raise
+
+    async def release(self, lease: Lease) -> None:
+        """Let go, settled. When that cannot be written down, the lease is abandoned."""
+        if not self._leases.holds(lease.token):
+            return
+        try:
+            await self._leases.release(lease)
+        except MetadataError:
+            self._leases.abandon(lease)
+            raise
+
+    def abandon(self, lease: Lease) -> None:
+        """Let go without a word: whoever comes next must recover."""
+        self._leases.abandon(lease)
+
+    # --------------------------------------------------------------------------------- lists
+
+    async def pending_finals(self, part: UploadId | None = None) -> list[UploadId]:
+        """Final uploads that are still receiving: all, or those that need `part`."""
+        return await self._in_thread(lambda db: rows.pending_finals(db, part))
+
+    async def uploads(
+        self, *, state: State | None = None, kind: Kind | None = None
+    ) -> AsyncIterator[Upload]:
+        """All records (of a state, of a kind) by id. What changes meanwhile may be missed."""
+        after = ""
+        while True:
+            page = await self._in_thread(
+                functools.partial(
+                    rows.uploads_after, after=after, state=state, kind=kind, limit=_PAGE
+                )
+            )
+            for upload in page:
+                yield upload
+            if len(page) < _PAGE:
+                return
+            after = page[-1].id
+
+    async def expired(self, now: float, limit: int) -> list[UploadId]:
+        """Uploads whose time is up, that nobody holds alive; oldest first. See the port."""
+        return await self._in_thread(lambda db: rows.expired(db, now, limit, self._leases.is_alive))
+
+    async def tombstones(self, ended_before: float, limit: int) -> list[UploadId]:
+        """Expired, terminated and failed uploads that ended before a time, oldest first."""
+        return await self._in_thread(lambda db: rows.tombstones(db, ended_before, limit))
+
+    # -------------------------------------------------------------------------------- events
+
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
+        """Take events for delivery, for `ttl` seconds. See the port."""
+        # Asked every moment, mostly in vain: that must not cost a turn at writing.
+        if not await self._in_thread(lambda db: rows.any_due(db, now)):
+            return []
+        return await self._writer.submit(Operation(lambda db: rows.claim(db, now, limit, ttl)))
+
+    async def acknowledge(self, sequence: int) -> None:
+        """The event was delivered: forget it."""
+        await self._writer.submit(Operation(lambda db: rows.acknowledge(db, sequence)))
+
+    async def postpone(self, sequence: int, due_at: float | None) -> None:
+        """Delivery failed: try again at `due_at`; None: give it up."""
+        await self._writer.submit(Operation(lambda db: rows.postpone(db, sequence, due_at)))
+
+    # --------------------------------------------------------------------------------- reads
+
+    async def _read(self, sql: str, *values: str | int) -> Any:
+        """One row, on the event loop; in a thread when somebody has the database locked."""
+        if not self._open:
+            raise UnavailableError("the metadata database is closed")
+        try:
+            return self._reader.execute(sql, values).fetchone()
+        except sqlite3.Error:
+            return await self._in_thread(lambda db: db.execute(sql, values).fetchone())
+
+    async def _in_thread(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        if not self._open:
+            raise UnavailableError("the metadata database is closed")
+        try:
+            return await self._readers.submit(read)
+        except (sqlite3.Error, OSError) as error:
+            raise schema.translate(error) from error
+
+
+if TYPE_CHECKING:
+    _: type[MetadataStore] = SQLiteMetadataStore

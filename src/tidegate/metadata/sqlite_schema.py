@@ -1,0 +1,225 @@
+"""The tables of the SQLite store, how an older database becomes a newer one, and its errors.
+
+A driver's exception becomes one of the port's here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING, TypeAlias
+
+from tidegate.metadata import liveness
+from tidegate.ports import MetadataError, NoRoomError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+APPLICATION_ID = 0x74696465  # "tide"
+
+Migration: TypeAlias = "Sequence[str]"
+"""The statements that take a database from one version to the next."""
+
+MIGRATIONS: tuple[Migration, ...] = (
+    (
+        """
+        CREATE TABLE upload (
+            id TEXT PRIMARY KEY,
+            version INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            expires_at REAL,
+            ended_at REAL,
+            record BLOB NOT NULL  -- JSON; holds all of the above, too
+        ) STRICT
+        """,
+        "CREATE INDEX upload_expiring ON upload (expires_at) WHERE expires_at IS NOT NULL",
+        """
+        CREATE INDEX upload_gone ON upload (ended_at)
+            WHERE state IN ('expired', 'terminated', 'failed')
+        """,
+        """
+        CREATE INDEX upload_pending ON upload (id) WHERE kind = 'final' AND state = 'receiving'
+        """,
+        # AUTOINCREMENT: a token is never used twice, even when the upload is forgotten between.
+        # A lease whose holder is '' was abandoned.
+        """
+        CREATE TABLE lease (
+            token INTEGER PRIMARY KEY AUTOINCREMENT,
+            upload_id TEXT NOT NULL UNIQUE,
+            holder TEXT NOT NULL,
+            boot_id TEXT NOT NULL,
+            release_wanted INTEGER NOT NULL DEFAULT 0
+        ) STRICT
+        """,
+        "CREATE INDEX lease_holder ON lease (holder, release_wanted)",
+        """
+        CREATE TABLE segment (
+            upload_id TEXT NOT NULL,
+            "index" INTEGER NOT NULL,
+            record BLOB NOT NULL,
+            PRIMARY KEY (upload_id, "index")
+        ) STRICT, WITHOUT ROWID
+        """,
+        # Only while the final is receiving.
+        """
+        CREATE TABLE final_part (
+            part_id TEXT NOT NULL,
+            final_id TEXT NOT NULL,
+            PRIMARY KEY (part_id, final_id)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX final_part_final ON final_part (final_id)",
+        # Only the oldest undelivered event of an upload has a due_at; it is NULL for those that
+        # wait behind it, and for those given up. So a claim reads what it takes and no more. A
+        # claimed event is due when its claim ends.
+        """
+        CREATE TABLE event (
+            sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+            upload_id TEXT NOT NULL,
+            type TEXT NOT NULL,
+            at REAL NOT NULL,
+            attempts INTEGER NOT NULL DEFAULT 0,
+            due_at REAL,
+            given_up INTEGER NOT NULL DEFAULT 0,
+            record BLOB NOT NULL
+        ) STRICT
+        """,
+        "CREATE INDEX event_due ON event (due_at) WHERE due_at IS NOT NULL",
+        "CREATE INDEX event_upload ON event (upload_id, sequence) WHERE given_up = 0",
+    ),
+)
+
+
+def connect(path: Path, *, busy_timeout: float, readonly: bool = False) -> sqlite3.Connection:
+    """A connection that one thread at a time may use; nothing is begun that was not asked for.
+
+    `busy_timeout` is in seconds. Raises sqlite3.Error.
+    """
+    connection = sqlite3.connect(
+        path,
+        timeout=busy_timeout,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    if readonly:
+        connection.execute("PRAGMA query_only = 1")
+    # Never a temporary file: one more place that could be full, or forbidden.
+    connection.execute("PRAGMA temp_store = MEMORY")
+    # A burst of writes leaves a large log file behind; give its room back.
+    connection.execute("PRAGMA journal_size_limit = 67108864")
+    return connection
+
+
+def check_place(path: Path) -> None:
+    """Raise MetadataError, in words for the operator, where no database can be."""
+    folder = path.parent
+    if not os.path.isdir(folder):
+        raise MetadataError(f"{folder}: the directory of the database does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MetadataError(f"{folder}: the directory of the database is not writable")
+    if os.path.isdir(path):
+        raise MetadataError(f"{path}: is a directory; a file is expected")
+    if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+        raise MetadataError(f"{path}: the database is not writable")
+    if network := liveness.network_filesystem(folder):
+        raise MetadataError(
+            f"{folder}: SQLite on a network file system ({network}) loses data; "
+            "use a local disk, or another metadata store"
+        )
+
+
+def prepare(
+    path: Path, *, busy_timeout: float, migrations: Sequence[Migration] = MIGRATIONS
+) -> None:
+    """Create the database, or bring it to the newest version. The caller has the turn.
+
+    Raises MetadataError, in words for the operator.
+    """
+    try:
+        with contextlib.closing(connect(path, busy_timeout=busy_timeout)) as connection:
+            version = _check_version(path, connection, len(migrations))
+            connection.execute("PRAGMA journal_mode = WAL")
+            if version < len(migrations):
+                _migrate(connection, migrations[version:], len(migrations))
+    except sqlite3.Error as error:
+        raise open_error(path, error) from error
+
+
+def _check_version(path: Path, connection: sqlite3.Connection, newest: int) -> int:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application != APPLICATION_ID and (application or version or tables):
+        raise MetadataError(f"{path}: the database of another application")
+    if version > newest:
+        raise MetadataError(
+            f"{path}: written by a newer tidegate (schema {version}, this one knows {newest})"
+        )
+    return int(version)
+
+
+def _migrate(connection: sqlite3.Connection, steps: Sequence[Migration], newest: int) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for step in steps:
+            for statement in step:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {newest}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", None) or 0
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether waiting may help."""
+    return _code(error) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def is_of_statement(error: sqlite3.Error) -> bool:
+    """Whether it was about one statement's values, and the transaction goes on."""
+    return _code(error) & 0xFF in {
+        0,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_RANGE,
+        sqlite3.SQLITE_TOOBIG,
+    }
+
+
+def translate(error: sqlite3.Error | OSError) -> MetadataError:
+    """What the port says instead of `error`."""
+    if isinstance(error, OSError):
+        return UnavailableError(f"the metadata database: {liveness.describe(error)}")
+    code = _code(error)
+    if code & 0xFF == sqlite3.SQLITE_FULL:
+        return NoRoomError("the disk of the metadata database is full")
+    if is_busy(error):
+        return UnavailableError("the metadata database is locked by another program")
+    name = getattr(error, "sqlite_errorname", None) or type(error).__name__
+    return UnavailableError(f"the metadata database: {error} ({name})")
+
+
+def open_error(path: Path, error: sqlite3.Error | OSError) -> MetadataError:
+    """What the port says when `error` kept it from opening."""
+    if isinstance(error, OSError):
+        return MetadataError(f"{error.filename or path}: {liveness.describe(error)}")
+    match _code(error) & 0xFF:
+        case sqlite3.SQLITE_NOTADB:
+            return MetadataError(f"{path}: not a SQLite database")
+        case sqlite3.SQLITE_FULL:
+            return NoRoomError(f"{path}: the disk is full")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return UnavailableError(f"{path}: locked by another program")
+        case _:
+            return MetadataError(f"{path}: cannot be opened: {error}")
