@@ -1,13 +1,9 @@
 """The blocking half of the local store: each function is one or a few system calls.
 
 None of it may run on the event loop. All of it may be called from any thread, so that a transport
-that moves bytes in threads of its own can use it as it is. Errors of the operating system become
-those of `tidegate.ports` here, and nowhere else.
+that moves bytes in threads of its own can use it as it is. Every call is looked up in `os` when it
+is made, so that a test of power loss or of a full disk can stand in its place.
 """
-
-# ruff: noqa: PTH
-# Paths here are strings, and every system call stands in its own name: a test of power loss or of a
-# full disk takes its place in `os`.
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from tidegate.ports import Buffer, BytesMissingError, DataError, NoSpaceError
+from tidegate.ports import Buffer, BytesMissingError, DataError, NoSpaceError, SyncFailedError
 
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_COPY: Final = frozenset(
@@ -168,17 +164,26 @@ def move(source: str, target: str, between: Callable[[], None] = lambda: None) -
     remove(source)
 
 
-def sync_directory(path: str) -> None:
-    """Make the names in a folder survive a loss of power. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_data(fd: int) -> None:
+    """Make a file's bytes survive a loss of power. Raises SyncFailedError."""
     try:
-        os.fsync(fd)
+        os.fdatasync(fd)
+    except OSError as error:
+        raise SyncFailedError(f"cannot sync: {error.strerror or error}") from error
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a folder survive a loss of power. Raises SyncFailedError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         # Some network file systems can't, and need not: names are synced by the server.
         if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(fd)
+            raise SyncFailedError(f"cannot sync {path}: {error.strerror or error}") from error
 
 
 def flat(chunk: Buffer) -> memoryview:

@@ -138,7 +138,7 @@ class LocalStore:
         """Sync, and move to the finished name, never over another file: see the port.
 
         Also while this store's own writer has the file open. Raises BytesMissingError,
-        BytesBusyError when another process has, DataError.
+        SyncFailedError, BytesBusyError when another process has it, DataError.
         """
         if durable:
             await self.run_sync(lambda: self._tree.finish(upload, durable=True))
@@ -260,28 +260,23 @@ class LocalWriter:
         return Flushed(self._offset)
 
     async def sync(self) -> int:
-        """Sync what was written before the call; see the port. Raises DataError."""
+        """Sync what was written before the call; see the port. Raises SyncFailedError."""
         return await self._store.run_sync(self.sync_blocking)
 
     def sync_blocking(self) -> int:
         """The offset up to which bytes, and the file's name, survive a loss of power.
 
-        After one failure all later calls raise DataError, and so does `finish`, until the upload
-        is opened at what was synced before: the kernel tells of lost pages once only.
+        Raises SyncFailedError; after one, so do all later calls, and `finish`, until the upload is
+        opened at, or cut back to, what was synced before.
         """
-        # One after the other: only one of two at a time would be told.
+        # One after the other: of two at a time only one would be told.
         with self._sync_lock:
-            self._tree.check_synced(self._id)
             offset = self._offset
-            with self._file.use() as fd:
-                try:
-                    os.fdatasync(fd)
-                    if not self._name_synced:
-                        self._tree.sync_names(self._path)
-                        self._name_synced = True
-                except OSError as error:
-                    self._tree.sync_failed(self._id, self._synced)
-                    raise DataError(f"cannot sync upload {self._id}: {error.strerror}") from error
+            with self._file.use() as fd, self._tree.noting_failed_sync(self._id, self._synced):
+                disk.sync_data(fd)
+                if not self._name_synced:
+                    self._tree.sync_names(self._path)
+                    self._name_synced = True
             self._synced = offset
             return offset
 

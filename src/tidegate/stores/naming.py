@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime as dt
+import datetime
 import hashlib
 import re
 import string
@@ -206,7 +206,7 @@ class Template:
     def render(self, upload: Upload) -> str:
         """The relative path of the upload's finished file. Pure."""
         name = token(upload.id)
-        created = dt.datetime.fromtimestamp(upload.created_at, dt.UTC)
+        created = datetime.datetime.fromtimestamp(upload.created_at, datetime.UTC)
         values = {
             "id": name,
             "shard": shard(name),

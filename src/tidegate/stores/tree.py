@@ -4,39 +4,35 @@ Nothing of it may run on the event loop; all of it may run in several threads, a
 once. It raises what `ports.DataStore` says, and never an OSError.
 """
 
-# ruff: noqa: PTH
-# Paths here are strings: see `disk`.
-
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tidegate.ports import BytesBusyError, BytesMissingError, DataError, Stored
+from tidegate.ports import (
+    BytesBusyError,
+    BytesMissingError,
+    DataError,
+    Stored,
+    SyncFailedError,
+)
 from tidegate.protocol.model import Upload, UploadId
-from tidegate.stores import disk, naming
+from tidegate.stores import disk, layout, naming, owners
 from tidegate.stores.disk import Descriptor, translated
-
-INCOMING: Final = "incoming"
-FINISHED: Final = "finished"
-TEMPLATES: Final = "templates"
+from tidegate.stores.layout import FINISHED, INCOMING, make_folders
 
 MANY_FOLDERS: Final = 4096
 """Folders remembered as synced: all of `{shard}`, or ten years of `{year}/{month}/{day}`."""
-SIGNATURE: Final = "user.tidegate.id"
-"""The extended attribute with the upload's id, for names from which it can't be told."""
 ATTEMPTS: Final = 16
 """How often a file may be moved or deleted between opening and locking it before we give up: each
 time somebody else got on, and an upload has two places."""
-NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
 
 class Places(NamedTuple):
@@ -52,7 +48,7 @@ class Tree:
     def __init__(self, root: Path, template: naming.Template) -> None:
         self.base = ""
         self._root = root
-        self.template = template
+        self._template = template
         self._known_templates = [template]
         self._lock = threading.Lock()
         self._synced_folders: OrderedDict[str, None] = OrderedDict()
@@ -61,79 +57,10 @@ class Tree:
             weakref.WeakValueDictionary()
         )
 
-    # ------------------------------------------------------------------------------------ opening
-
     def open(self) -> None:
-        """Make the folders, see that locks work there. Raises DataError; cleans nothing."""
+        """Make the folders, see that locks work there; clean nothing. Raises DataError."""
         self.base = os.path.abspath(self._root)
-        made = self._make_root()
-        devices = set()
-        with self._opening():
-            for name in (INCOMING, FINISHED):
-                folder = os.path.join(self.base, name)
-                made |= _make_folder(folder)
-                devices.add(os.stat(folder).st_dev)
-            self._open_templates()
-            if made:
-                disk.sync_directory(self.base)
-                disk.sync_directory(os.path.dirname(self.base))
-        if len(devices) > 1:
-            raise DataError(
-                f"{self.base}: {INCOMING} and {FINISHED} must be on one file system, since a file"
-                " is moved between them when it is whole"
-            )
-
-    def _make_root(self) -> bool:
-        parent = os.path.dirname(self.base)
-        with self._opening():
-            if not os.path.isdir(parent):
-                raise DataError(f"{self.base}: its parent folder {parent} does not exist")
-            if os.path.lexists(self.base) and not os.path.isdir(self.base):
-                raise DataError(f"{self.base}: is a file; a folder was expected")
-            return _make_folder(self.base)
-
-    @contextmanager
-    def _opening(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            why = {
-                errno.EACCES: "is not writable for this user",
-                errno.EPERM: "is not writable for this user",
-                errno.EROFS: "is on a read-only file system",
-            }.get(error.errno or 0, f"cannot be used: {error.strerror}")
-            raise DataError(f"{self.base}: {why}") from error
-
-    def _open_templates(self) -> None:
-        """Add our template to those that files here may be named by, and learn the others."""
-        path = os.path.join(self.base, TEMPLATES)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, disk.FILE_MODE)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-                raise DataError(
-                    f"{self.base}: this file system has no flock; choose a folder on a local disk"
-                ) from error
-            # A last line without its end was being written when the machine stopped, before
-            # anything was named by it.
-            whole = os.pread(fd, os.fstat(fd).st_size, 0).rpartition(b"\n")[0]
-            texts = whole.decode(errors="replace").splitlines()
-            if self.template.text not in texts:
-                texts.append(self.template.text)
-                lines = "".join(f"{text}\n" for text in texts[-1:]).encode()
-                start = len(whole) + 1 if whole else 0
-                os.ftruncate(fd, start)
-                os.pwrite(fd, lines, start)
-                os.fsync(fd)
-            try:
-                self._known_templates = [naming.Template(text) for text in texts]
-            except ValueError as error:
-                raise DataError(f"{path}: {error}") from error
-        finally:
-            os.close(fd)
+        self._known_templates = layout.prepare(self.base, self._template)
 
     # ------------------------------------------------------------------------------- where it is
 
@@ -142,7 +69,7 @@ class Tree:
         name = naming.token(upload.id)
         return {
             "incoming": f"{INCOMING}/{naming.shard(name)}/{name}",
-            "finished": f"{FINISHED}/{self.template.render(upload)}",
+            "finished": f"{FINISHED}/{self._template.render(upload)}",
         }
 
     def places(self, upload: Upload) -> Places:
@@ -236,7 +163,7 @@ class Tree:
                 continue
         if not create:
             return None
-        _make_folders(os.path.dirname(places.incoming))
+        make_folders(os.path.dirname(places.incoming))
         return disk.open_file(places.incoming, os.O_RDWR | os.O_CREAT), places.incoming
 
     def _is_writing(self, found: os.stat_result) -> bool:
@@ -247,7 +174,7 @@ class Tree:
     def _receive_again(self, places: Places, found: os.stat_result) -> None:
         """Undo a move that no commit followed: what is not complete is not among the finished."""
         if disk.same_file(places.finished, found):
-            _make_folders(os.path.dirname(places.incoming))
+            make_folders(os.path.dirname(places.incoming))
             # In this order, so that a loss of power can't take both names.
             disk.move(
                 places.finished,
@@ -260,7 +187,7 @@ class Tree:
     def sync_names(self, path: str) -> None:
         """Make the names of a file, and of the folders that it is in, survive a loss of power.
 
-        Raises OSError.
+        Raises SyncFailedError.
         """
         folder = os.path.dirname(path)
         disk.sync_directory(folder)
@@ -279,22 +206,25 @@ class Tree:
                     self._synced_folders.popitem(last=False)
             folder = parent
 
-    def sync_failed(self, upload_id: UploadId, synced: int) -> None:
-        """Remember that only [0, synced) is sure: see `check_synced`."""
-        with self._lock:
-            self._failed_syncs[upload_id] = min(synced, self._failed_syncs.get(upload_id, synced))
+    @contextmanager
+    def noting_failed_sync(self, upload_id: UploadId, synced: int) -> Iterator[None]:
+        """Raise SyncFailedError at once, and from then on, when one inside raises it.
 
-    def check_synced(self, upload_id: UploadId) -> None:
-        """Raise DataError when a sync failed and the upload did not go back since.
-
-        The kernel tells of a failed write-back once, and the next sync succeeds without the bytes.
+        Until the upload goes back to the first `synced` bytes, which are sure: the kernel tells of
+        a failed write-back once, and the next sync succeeds without the bytes.
         """
         with self._lock:
-            synced = self._failed_syncs.get(upload_id)
-        if synced is not None:
-            raise DataError(
-                f"a sync of upload {upload_id} failed, so that only {synced} bytes are sure"
+            sure = self._failed_syncs.get(upload_id)
+        if sure is not None:
+            raise SyncFailedError(
+                f"an earlier sync of upload {upload_id} failed; {sure} bytes are sure"
             )
+        try:
+            yield
+        except SyncFailedError:
+            with self._lock:
+                self._failed_syncs[upload_id] = synced
+            raise
 
     def _went_back(self, upload_id: UploadId, offset: int) -> None:
         with self._lock:
@@ -310,7 +240,6 @@ class Tree:
             raise BytesMissingError(
                 f"upload {upload.id} is not whole: {upload.offset} of {upload.length} bytes"
             )
-        self.check_synced(upload.id)
         with translated("finish"):
             file = self._lock_file(places, create=upload.length == 0, own_writer_too=True)
             if file is None:
@@ -324,17 +253,11 @@ class Tree:
                 if size > upload.length:
                     # Never acknowledged, so they never counted.
                     os.ftruncate(fd, upload.length)
-                self._sign(fd, upload)
-                if durable:
-                    self._sync_data(fd, upload)
-                self._move_to_finished(upload, places, durable=durable)
-
-    def _sync_data(self, fd: int, upload: Upload) -> None:
-        try:
-            os.fdatasync(fd)
-        except OSError as error:
-            self.sync_failed(upload.id, upload.synced_offset)
-            raise DataError(f"cannot sync upload {upload.id}: {error.strerror}") from error
+                owners.sign(fd, upload, upload.storage["finished"], self._known_templates)
+                with self.noting_failed_sync(upload.id, upload.synced_offset):
+                    if durable:
+                        disk.sync_data(fd)
+                    self._move_to_finished(upload, places, durable=durable)
 
     def _move_to_finished(self, upload: Upload, places: Places, *, durable: bool) -> None:
         def sync_new_name() -> None:
@@ -342,7 +265,7 @@ class Tree:
                 self.sync_names(places.finished)
 
         try:
-            _make_folders(os.path.dirname(places.finished))
+            make_folders(os.path.dirname(places.finished))
             disk.move(places.incoming, places.finished, sync_new_name)
         except FileExistsError:
             raise DataError(
@@ -356,7 +279,7 @@ class Tree:
         if durable:
             disk.sync_directory(os.path.dirname(places.incoming))
 
-    # ------------------------------------------------------------------------ reading and deleting
+    # ------------------------------------------------------------------------ reading, deleting
 
     def measure(self, upload: Upload) -> int:
         """The size of an upload's file, wherever it is. Raises DataError."""
@@ -403,6 +326,10 @@ class Tree:
             disk.remove(path)
             self._remove_own_folders(path, stored.upload_id)
 
+    def walk(self) -> Generator[Stored, None, None]:
+        """All files whose upload is certain. Raises DataError."""
+        return owners.walk(self.base, self._known_templates)
+
     def _remove_own_folders(self, path: str, upload_id: UploadId) -> None:
         """Remove the folders that only this upload can be in (the template `{id}/{filename}`)."""
         name = naming.token(upload_id)
@@ -417,71 +344,6 @@ class Tree:
                 self._synced_folders.pop(folder, None)
             folder = os.path.dirname(folder)
 
-    # ----------------------------------------------------------------------------------- sweeping
-
-    def walk(self) -> Generator[Stored, None, None]:
-        """All files whose upload is certain. Raises DataError."""
-        with translated("list"):
-            for top in (INCOMING, FINISHED):
-                for place, entry in self._files(top):
-                    upload_id = self._owner(place)
-                    if upload_id is None:
-                        continue
-                    try:
-                        found = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    yield Stored(upload_id, found.st_size, found.st_mtime, place)
-
-    def _files(self, relative: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        try:
-            entries = os.scandir(os.path.join(self.base, relative))
-        except FileNotFoundError:
-            return
-        with entries:
-            for entry in entries:
-                place = f"{relative}/{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    yield from self._files(place)
-                elif entry.is_file(follow_symlinks=False):
-                    yield place, entry
-
-    def _owner(self, place: str) -> UploadId | None:
-        """Whose file it is, or None where that is not certain.
-
-        A sweep deletes what no record speaks of, so a guess could delete a completed upload: where
-        a name may be that of two uploads, by any template that was ever used here, only what
-        `_sign` left in the file tells.
-        """
-        owners = self._owners(place)
-        if len(owners) == 1 and None not in owners:
-            return owners.pop()
-        return _signature(os.path.join(self.base, place)) if owners else None
-
-    def _owners(self, place: str) -> set[UploadId | None]:
-        """Every upload that may have been given this place; None is one whose id can't be told."""
-        top, _, path = place.partition("/")
-        if top == FINISHED:
-            return {owner for template in self._known_templates for owner in template.ids(path)}
-        try:
-            return {naming.id_of(path.rpartition("/")[2])}
-        except ValueError:
-            return set()
-
-    def _sign(self, fd: int, upload: Upload) -> None:
-        """Note in a file whose it is, when its name does not tell."""
-        if self._owners(upload.storage["finished"]) != {upload.id} and hasattr(os, "setxattr"):
-            # A file system without attributes: such a file is never swept.
-            with suppress(OSError):
-                os.setxattr(fd, SIGNATURE, upload.id.encode())
-
-
-def _signature(path: str) -> UploadId | None:
-    if hasattr(os, "getxattr"):
-        with suppress(OSError, UnicodeDecodeError):
-            return UploadId(os.getxattr(path, SIGNATURE, follow_symlinks=False).decode())
-    return None
-
 
 @contextmanager
 def _closed_on_error(file: Descriptor) -> Iterator[None]:
@@ -491,20 +353,3 @@ def _closed_on_error(file: Descriptor) -> Iterator[None]:
     except BaseException:
         file.close()
         raise
-
-
-def _make_folder(path: str) -> bool:
-    """Whether it was made now. Raises OSError."""
-    try:
-        os.mkdir(path, disk.DIRECTORY_MODE)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _make_folders(path: str) -> None:
-    try:
-        _make_folder(path)
-    except FileNotFoundError:
-        _make_folders(os.path.dirname(path))
-        _make_folder(path)
