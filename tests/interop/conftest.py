@@ -1,0 +1,135 @@
+"""The fixtures of the interoperability tests, and the table that they end with."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from tests.interop.drivers import Drivers
+from tests.interop.matrix import CASES, CLIENTS, Client, versions
+from tests.interop.stage import SIZE, Stage
+from tests.support.proxy import CuttingProxy
+from tests.support.server import ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OUTCOMES = pytest.StashKey[dict[tuple[str, str], str]]()
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that is no multiple of anything, and no two places of which look alike."""
+    path = tmp_path_factory.mktemp("source") / "tide mark – 潮.bin"
+    path.write_bytes(random.Random(1).randbytes(SIZE))
+    return path
+
+
+@pytest.fixture(scope="session")
+def drivers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Drivers]:
+    """The programs around the clients. The browser is started only if a test will use it."""
+    wanted = [
+        cast("Client", item.callspec.params["client"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.get_closest_marker("interop")
+    ]
+    with Drivers(tmp_path_factory.mktemp("drivers"), wanted) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def lasting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server for all tests that leave it running."""
+    with ServerProcess(tmp_path_factory.mktemp("data")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that the test may stop, kill and start again."""
+    with ServerProcess(tmp_path / "data") as server:
+        yield server
+
+
+@pytest.fixture
+def stage(
+    lasting_server: ServerProcess, drivers: Drivers, source: Path, tmp_path: Path
+) -> Iterator[Stage]:
+    """A stage on the server that lasts."""
+    with CuttingProxy(lasting_server.url) as proxy:
+        yield Stage(lasting_server, proxy, drivers, source, tmp_path)
+
+
+@pytest.fixture
+def own_stage(
+    own_server: ServerProcess, drivers: Drivers, source: Path, tmp_path: Path
+) -> Iterator[Stage]:
+    """A stage on a server of the test's own."""
+    with CuttingProxy(own_server.url) as proxy:
+        yield Stage(own_server, proxy, drivers, source, tmp_path)
+
+
+# ------------------------------------------------------------ the table
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "interop(case): a case of the table of real clients")
+    config.stash[OUTCOMES] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        marker = item.get_closest_marker("interop")
+        if marker is not None and isinstance(item, pytest.Function):
+            client = cast("Client", item.callspec.params["client"])
+            item.user_properties.append(("interop", f"{client.name}|{marker.args[0]}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    outcomes: dict[tuple[str, str], str] = {}
+    for category, word in (("passed", "passed"), ("skipped", "skipped"), ("failed", "FAILED")):
+        for report in terminalreporter.getreports(category):
+            for key, value in getattr(report, "user_properties", []):
+                if key == "interop":
+                    name, _, case = str(value).partition("|")
+                    outcomes[name, case] = word
+    for report in terminalreporter.getreports("error"):
+        for key, value in getattr(report, "user_properties", []):
+            if key == "interop":
+                name, _, case = str(value).partition("|")
+                outcomes[name, case] = "FAILED"
+    if outcomes:
+        terminalreporter.section("real clients, case by case")
+        for line in _table(outcomes):
+            terminalreporter.write_line(line)
+
+
+def _table(outcomes: dict[tuple[str, str], str]) -> list[str]:
+    """Cases down, clients across; what a client can't do refers to its reason below."""
+    reasons: list[str] = []
+
+    def cell(client: Client, case: str) -> str:
+        reason = client.cannot.get(case)
+        if reason is None:
+            return outcomes.get((client.name, case), "not run")
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"n/a ({reasons.index(reason) + 1})"
+
+    known = versions()
+    heads = [f"{client.name} {known.get(client.name, '')}".strip() for client in CLIENTS]
+    rows = [["", *heads]]
+    rows += [[CASES[case], *(cell(client, case) for client in CLIENTS)] for case in CASES]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    lines.append("")
+    lines += [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
+    return lines
