@@ -4,5 +4,6 @@ No test runner is needed: a check is an async function that raises AssertionErro
 """
 
 from tidegate.testing.clock import FakeClock
+from tidegate.testing.datastore import DATA_STORE_CHECKS, check_data_store
 
-__all__ = ["FakeClock"]
+__all__ = ["DATA_STORE_CHECKS", "FakeClock", "check_data_store"]
