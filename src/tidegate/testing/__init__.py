@@ -5,5 +5,17 @@ No test runner is needed: a check is an async function that raises AssertionErro
 
 from tidegate.testing.clock import FakeClock
 from tidegate.testing.datastore import DATA_STORE_CHECKS, check_data_store
+from tidegate.testing.metadata import (
+    METADATA_STORE_CHECKS,
+    SHARED_METADATA_STORE_CHECKS,
+    check_metadata_store,
+)
 
-__all__ = ["DATA_STORE_CHECKS", "FakeClock", "check_data_store"]
+__all__ = [
+    "DATA_STORE_CHECKS",
+    "METADATA_STORE_CHECKS",
+    "SHARED_METADATA_STORE_CHECKS",
+    "FakeClock",
+    "check_data_store",
+    "check_metadata_store",
+]

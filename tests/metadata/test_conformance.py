@@ -1,0 +1,60 @@
+"""Every metadata store does what the port says."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.testing.metadata import (
+    METADATA_STORE_CHECKS,
+    SHARED_METADATA_STORE_CHECKS,
+    check_metadata_store,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tidegate.testing.metadata.support import Check, MakeStore
+
+pytestmark = pytest.mark.anyio
+
+
+def _name(check: Check) -> str:
+    return check.__name__
+
+
+@pytest.mark.parametrize("check", METADATA_STORE_CHECKS + SHARED_METADATA_STORE_CHECKS, ids=_name)
+async def test_sqlite(check: Check, tmp_path: Path) -> None:
+    await check(lambda: SQLiteMetadataStore(tmp_path / "tidegate.db"))
+
+
+@pytest.mark.parametrize("check", METADATA_STORE_CHECKS, ids=_name)
+async def test_memory(check: Check) -> None:
+    await check(MemoryMetadataStore)
+
+
+async def test_all_at_once_without_a_test_runner(tmp_path: Path) -> None:
+    """What someone else's store would be run through."""
+    numbers = itertools.count()
+
+    def new_place() -> MakeStore:
+        path = tmp_path / f"{next(numbers)}.db"
+        return lambda: SQLiteMetadataStore(path)
+
+    await check_metadata_store(new_place)
+
+
+async def test_names_the_check_that_failed() -> None:
+    """A store that is broken is told where."""
+
+    class Forgetful(MemoryMetadataStore):
+        async def load(self, upload_id: str) -> None:
+            return None
+
+    with pytest.raises(AssertionError) as caught:
+        await check_metadata_store(lambda: Forgetful)
+    assert "in check inserts_a_record" in caught.value.__notes__[0]
