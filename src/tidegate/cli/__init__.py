@@ -1,0 +1,53 @@
+"""The command line: `tidegate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from cyclopts import App, CycloptsError
+
+from tidegate import __version__
+from tidegate.cli.errors import FAILED, WRONG_USE, Failure, complain
+from tidegate.cli.help import HelpFormatter
+from tidegate.cli.serve import serve
+from tidegate.cli.sources import read_sources
+from tidegate.config import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = App(
+    name="tidegate",
+    help="Resumable uploads (tus 1.0.0): a server, and tools for what it keeps.",
+    version=f"tidegate {__version__}",
+    config=read_sources,
+    help_formatter=HelpFormatter(),
+    help_format="plaintext",
+)
+app.command(serve)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, and end the process with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(
+            tokens,
+            exit_on_error=False,
+            print_error=False,
+            verbose=False,
+            result_action="return_value",
+        )
+    except (CycloptsError, ConfigError) as error:
+        complain(error)
+        return WRONG_USE
+    except Failure as failure:
+        complain(failure)
+        return FAILED
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,21 @@
+"""What ends a command, said in one line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+FAILED: Final = 1
+WRONG_USE: Final = 2
+"""As argparse, getopt and the shell's own commands say it."""
+
+
+class Failure(Exception):
+    """The command can't do its work; the message is one line for the operator."""
+
+
+def complain(message: object) -> None:
+    """Say on stderr what went wrong, in one line, whatever is in it."""
+    text = " ".join(str(message).split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    print(f"tidegate: {shown}", file=sys.stderr, flush=True)

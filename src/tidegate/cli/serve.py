@@ -1,0 +1,75 @@
+"""`tidegate serve`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from tidegate import __version__, registry
+from tidegate.cli import listen, logs, server
+from tidegate.cli.errors import Failure
+from tidegate.config import PROCESS, Config
+from tidegate.ports import DataError, MetadataError
+
+if TYPE_CHECKING:
+    from tidegate.transports.asgi import Tidegate
+
+
+def serve(
+    settings: Config = Config(),  # noqa: B008 - immutable
+    *,
+    config: Annotated[
+        str | None,
+        Parameter(
+            group=PROCESS,
+            metavar="FILE",
+            show_default="tidegate.toml if there",
+            help="Settings as TOML.",
+        ),
+    ] = None,
+) -> int:
+    """Receive resumable uploads (tus 1.0.0) over HTTP, until SIGINT or SIGTERM.
+
+    Each flag may also be set in the environment (TIDEGATE_MAX_SIZE=10GiB) or in a TOML file
+    (max-size = "10GiB"). A flag wins over the environment, the environment over the file.
+    """
+    del config  # read with the other sources of settings
+    logs.configure(settings.log_level, settings.log_format)
+    tls = listen.tls_context(settings)
+    with listen.listening(settings) as sockets:
+        where = listen.address(settings, sockets)
+        try:
+            return server.run(
+                _app(settings),
+                sockets,
+                announce=lambda: logs.announce(
+                    f"tidegate {__version__} listening on {where}", settings.log_format
+                ),
+                tls=tls,
+                shutdown_timeout=settings.shutdown_timeout,
+            )
+        except (DataError, MetadataError) as error:
+            raise Failure(str(error)) from error
+
+
+def _app(settings: Config) -> Tidegate:
+    # Imported here: `--help` and a wrong flag need none of it.
+    from tidegate.transports.asgi import Tidegate  # noqa: PLC0415
+
+    return Tidegate(
+        registry.data_store(settings.data, registry.Options(file_name=settings.file_name)),
+        registry.metadata_store(settings.metadata_url),
+        base_path=settings.base_path,
+        public_url=settings.public_url,
+        relative_location=settings.relative_location,
+        trusted_proxies=settings.behind_proxy,
+        cors_origins=settings.cors_origin,
+        max_size=settings.max_size,
+        expire_after=settings.expire_after,
+        disable=settings.disable,
+        downloads=settings.downloads,
+        durability=settings.durability,
+        # uvicorn's h11 keeps the body of such a request.
+        accept_upgrade=True,
+    )

@@ -1,0 +1,201 @@
+"""Which stores there are, by the scheme of their URL.
+
+A store is named by an import string and imported when it is chosen, so that nobody needs the SDK of
+a store that is not used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from tidegate.ports import DataStore, MetadataStore
+
+DATABASE: Final = "tidegate.db"
+"""The default name of the database in a data store's folder. The store lists and deletes only what
+is below its own `incoming` and `finished`, which stand beside it."""
+FILE_NAME: Final = "{shard}/{id}"
+"""See `stores.naming.Template`."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
+
+
+class StoreURLError(ValueError):
+    """A URL that names no store, or stores that do not go together; in words for the operator."""
+
+
+class Options(NamedTuple):
+    """What a data store is told beside its URL."""
+
+    file_name: str = FILE_NAME
+    """How finished files are named, where there are files."""
+
+
+class _Kind(NamedTuple):
+    """One kind of store, and how the class that `target` names is called."""
+
+    target: str
+    example: str
+    locate: Callable[[str], Path | None]
+    """What follows the scheme, checked. Raises StoreURLError, whose message goes after the URL."""
+    build: Callable[[Any, Path | None, Options], Any]
+    lasting: bool = True
+    """Whether what it holds outlives the process."""
+
+
+class _Found(NamedTuple):
+    kind: _Kind
+    path: Path | None
+
+
+def _path(rest: str) -> Path:
+    """`///absolute`, `/absolute` or `relative`, percent-encoded."""
+    url = urlsplit(rest)
+    if url.netloc:
+        raise StoreURLError(
+            f"has a host, {url.netloc}: expected three slashes before an absolute path,"
+            " none before a relative one"
+        )
+    if url.query or url.fragment:
+        raise StoreURLError("has a query or fragment: in a path write %3F for ?, %23 for #")
+    return _plain(unquote(url.path))
+
+
+def _plain(text: str) -> Path:
+    if not text or "\0" in text:
+        raise StoreURLError("has no path: expected one")
+    return Path(text).expanduser()
+
+
+def _alone(rest: str) -> None:
+    if rest not in ("", "//"):
+        raise StoreURLError("goes on after its scheme: expected memory: alone")
+
+
+_DATA: Final = {
+    "file": _Kind(
+        "tidegate.stores.local:LocalStore",
+        "file:PATH",
+        _path,
+        lambda store, path, options: store(path, name=options.file_name),
+    ),
+    "memory": _Kind(
+        "tidegate.stores.memory:MemoryStore",
+        "memory:",
+        _alone,
+        lambda store, _path, _options: store(),
+        lasting=False,
+    ),
+}
+_METADATA: Final = {
+    "sqlite": _Kind(
+        "tidegate.metadata.sqlite:SQLiteMetadataStore",
+        "sqlite:PATH",
+        _path,
+        lambda store, path, _options: store(path),
+    ),
+    "memory": _Kind(
+        "tidegate.metadata.memory:MemoryMetadataStore",
+        "memory:",
+        _alone,
+        lambda store, _path, _options: store(),
+        lasting=False,
+    ),
+}
+
+DATA_STORES: Final[Mapping[str, str]] = {name: kind.target for name, kind in _DATA.items()}
+METADATA_STORES: Final[Mapping[str, str]] = {name: kind.target for name, kind in _METADATA.items()}
+
+
+def data_store(url: str, options: Options | None = None) -> DataStore:
+    """The data store at a URL, or in a folder; not opened yet. Raises StoreURLError.
+
+    ValueError says what is wrong with an option.
+    """
+    store: DataStore = _build(_find_data(url), options)
+    return store
+
+
+def metadata_store(url: str) -> MetadataStore:
+    """The metadata store at a URL, or in a file; not opened yet. Raises StoreURLError."""
+    store: MetadataStore = _build(_find_metadata(url))
+    return store
+
+
+def default_metadata(data: str) -> str:
+    """The metadata store that goes with a data store: a path, or a URL. Raises StoreURLError."""
+    found = _find_data(data)
+    if found.path is not None:
+        # Absolute, so that nothing in it can be taken for a scheme.
+        return str(found.path.absolute() / DATABASE)
+    return "memory:"
+
+
+def check_data(url: str) -> str:
+    """`url`, if it names a data store. Raises StoreURLError."""
+    _find_data(url)
+    return url
+
+
+def check_metadata(url: str) -> str:
+    """`url`, if it names a metadata store. Raises StoreURLError."""
+    _find_metadata(url)
+    return url
+
+
+def check_pair(data: str, metadata: str) -> None:
+    """Raise StoreURLError where one of two stores forgets at its end what the other keeps.
+
+    Bytes that no record speaks of are orphans, which the sweep deletes; a record whose bytes are
+    gone acknowledges an offset that is not true.
+    """
+    kept, known = _find_data(data).kind.lasting, _find_metadata(metadata).kind.lasting
+    if kept and not known:
+        raise StoreURLError(
+            f"records in {metadata} are lost at a stop, and files without records are deleted:"
+            " expected metadata that lasts as data does, or data in memory:, too"
+        )
+    if known and not kept:
+        raise StoreURLError(
+            f"bytes in {data} are lost at a stop, and records would speak of them for ever:"
+            " expected metadata in memory:, too, or data that lasts"
+        )
+
+
+def _find_data(url: str) -> _Found:
+    return _find(url, _DATA, "file", "a folder")
+
+
+def _find_metadata(url: str) -> _Found:
+    return _find(url, _METADATA, "sqlite", "a file")
+
+
+def _find(url: str, kinds: Mapping[str, _Kind], plain: str, place: str) -> _Found:
+    split = _SCHEME.fullmatch(url)
+    try:
+        if split is None:
+            return _Found(kinds[plain], _plain(url))
+        kind = kinds.get(split[1].lower())
+        if kind is not None:
+            return _Found(kind, kind.locate(split[2]))
+    except StoreURLError as error:
+        raise StoreURLError(f"{url!r} {error}") from None
+    close = difflib.get_close_matches(split[1].lower(), kinds, n=1)
+    raise StoreURLError(
+        f"{url!r}: there is no store {split[1]}:"
+        + (f" (did you mean {close[0]}: ?)" if close else "")
+        + f"; expected {place}, {' or '.join(kind.example for kind in kinds.values())}"
+        f" (a path with a colon: ./{url})"
+    )
+
+
+def _build(found: _Found, options: Options | None = None) -> Any:
+    module, _, name = found.kind.target.partition(":")
+    store = getattr(import_module(module), name)
+    return found.kind.build(store, found.path, options or Options())
