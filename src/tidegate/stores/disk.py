@@ -154,6 +154,7 @@ def move(source: str, target: str, between: Callable[[], None] = lambda: None) -
     except OSError as error:
         if error.errno not in NO_LINK:
             raise
+        os.stat(source, follow_symlinks=False)
         # The names are unique, so this check only guards against what nobody meant to happen.
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error

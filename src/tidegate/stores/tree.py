@@ -80,7 +80,7 @@ class Tree:
         )
 
     def _inside(self, relative: object, folder: str) -> str:
-        if isinstance(relative, str) and "\0" not in relative:
+        if isinstance(relative, str) and _is_encodable(relative):
             parts = relative.split("/")
             if parts[0] == folder and len(parts) > 1 and not {"", ".", ".."}.intersection(parts):
                 return os.path.join(self.base, relative)
@@ -353,3 +353,10 @@ def _closed_on_error(file: Descriptor) -> Iterator[None]:
     except BaseException:
         file.close()
         raise
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
