@@ -231,7 +231,7 @@ class SQLiteMetadataStore:
 
     async def renew(self, lease: Lease) -> None:
         """Look whether the lease is still held: here it never expires while we live."""
-        if self._leases.holds(lease.token):
+        if self._leases.holds(lease):
             if await self._read(_RENEW, lease.token, lease.holder):
                 return
             self._leases.lose(lease)
@@ -245,7 +245,7 @@ class SQLiteMetadataStore:
         events = [(event, rows.encode(event)) for event in change.events]
 
         def run(db: sqlite3.Connection) -> Upload:
-            if not self._leases.holds(lease.token):
+            if not self._leases.holds(lease):
                 raise LeaseLostError(upload.id)
             rows.commit(db, lease, self._holder.boot_id, change, upload, record, segments, events)
             return upload
@@ -262,7 +262,7 @@ class SQLiteMetadataStore:
 
     async def release(self, lease: Lease) -> None:
         """Let go, settled. When that cannot be written down, the lease is abandoned."""
-        if not self._leases.holds(lease.token):
+        if not self._leases.holds(lease):
             return
         try:
             await self._leases.release(lease)

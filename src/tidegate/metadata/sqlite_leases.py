@@ -31,10 +31,11 @@ _POLL = 0.1
 class _Active:
     """A lease that this process holds."""
 
-    __slots__ = ("granted", "wanted")
+    __slots__ = ("granted", "upload_id", "wanted")
 
-    def __init__(self, wanted: anyio.Event) -> None:
-        self.wanted = wanted
+    def __init__(self, upload_id: UploadId) -> None:
+        self.upload_id = upload_id
+        self.wanted = anyio.Event()
         self.granted = False
         """Whether the transaction that granted it is known to be committed."""
 
@@ -73,9 +74,14 @@ class Leases:
 
     # ---------------------------------------------------------------------------- being alive
 
-    def holds(self, token: int) -> bool:
+    def holds(self, lease: Lease) -> bool:
         """Whether this process has this lease in use. In any thread."""
-        return token in self._active
+        active = self._active.get(lease.token)
+        return (
+            active is not None
+            and active.upload_id == lease.upload_id
+            and lease.holder == self.holder
+        )
 
     def is_alive(self, holder: str, token: int) -> bool:
         """Whether a lease is in use by someone alive. In any thread; raises OSError.
@@ -103,7 +109,9 @@ class Leases:
 
     def drop(self, lease: Lease) -> bool:
         """Have a lease in use no more, and wake who waits for it. Whether it was in use."""
-        held = self._active.pop(lease.token, None) is not None
+        held = self.holds(lease)
+        if held:
+            del self._active[lease.token]
         for event in self._waiting.get(lease.upload_id, ()):
             event.set()
         return held
@@ -117,8 +125,8 @@ class Leases:
 
     def lose(self, lease: Lease) -> None:
         """What is said to be lost must not look held: nobody will let it go any more."""
-        if active := self._active.get(lease.token):
-            active.wanted.set()
+        if self.holds(lease):
+            self.want(lease.token)
             self.abandon(lease)
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
@@ -176,23 +184,21 @@ class Leases:
 class Granting:
     """A lease on its way from the writer's thread to whoever asked for it."""
 
-    __slots__ = ("_active", "_all", "_leases", "_taken", "_upload_id", "_wanted")
+    __slots__ = ("_active", "_all", "_leases", "_taken")
 
     def __init__(self, leases: Leases, upload_id: UploadId, active: dict[int, _Active]) -> None:
         self._leases = leases
-        self._upload_id = upload_id
         self._all = active
-        self._wanted = anyio.Event()
-        self._active = _Active(self._wanted)
+        self._active = _Active(upload_id)
         self._taken: rows.Taken | None = None
 
     def grant(self, taken: rows.Taken) -> Grant:
         """In the writer's thread: from now on others in this transaction find it held."""
         self._taken = taken
         self._all[taken.token] = self._active
-        lease = Lease(self._upload_id, self._leases.holder, taken.token)
+        lease = Lease(self._active.upload_id, self._leases.holder, taken.token)
         settled = taken.previous is None
-        return Grant(lease, taken.upload, settled, taken.boot_id, self._wanted)
+        return Grant(lease, taken.upload, settled, taken.boot_id, self._active.wanted)
 
     def undo(self) -> None:
         """In the writer's thread: it was rolled back."""

@@ -1,0 +1,54 @@
+"""A second process on the same database. Says on its standard output how far it is.
+
+child.py PATH hold ID          take the lease of ID, say so, and keep it
+child.py PATH add ID TIMES     take the lease, add one to the offset, let go; so many times
+child.py PATH insert           insert records, saying the id of each that is acknowledged
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import anyio
+from msgspec.structs import replace
+
+from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.ports import Change, Grant, Held
+from tidegate.protocol.model import UploadId
+from tidegate.testing.metadata.support import hold, upload
+
+
+async def main(*arguments: str) -> None:
+    path, what, *args = arguments
+    store = SQLiteMetadataStore(Path(path))
+    await store.open("child")
+    if what == "hold":
+        grant = await hold(store, UploadId(args[0]))
+        print("held", flush=True)
+        await grant.wanted.wait()
+        print("wanted", flush=True)
+        await anyio.sleep_forever()
+    elif what == "add":
+        for _ in range(int(args[1])):
+            await add(store, UploadId(args[0]))
+    elif what == "insert":
+        for number in itertools.count():
+            record = upload(f"{number:06}")
+            await store.insert(record)
+            print(record.id, flush=True)
+    await store.close()
+
+
+async def add(store: SQLiteMetadataStore, upload_id: UploadId) -> None:
+    attempt: Grant | Held = await store.acquire(upload_id)
+    while isinstance(attempt, Held):
+        await store.wait_released(upload_id, 10)
+        attempt = await store.acquire(upload_id)
+    after = replace(attempt.upload, offset=attempt.upload.offset + 1)
+    await store.commit(attempt.lease, Change(upload=after, release=True))
+
+
+if __name__ == "__main__":
+    anyio.run(main, *sys.argv[1:])

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+from tidegate.metadata.sqlite import SQLiteMetadataStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractContextManager
+
+CHILD = Path(__file__).with_name("child.py")
+
+
+class Child:
+    """A second process on the same database."""
+
+    def __init__(self, process: subprocess.Popen[str], output: IO[str]) -> None:
+        self.process = process
+        self._output = output
+
+    def says(self) -> str:
+        """Its next line; empty when there will be none."""
+        return self._output.readline().strip()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+
+StartChild = "Callable[..., AbstractContextManager[Child]]"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tidegate.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SQLiteMetadataStore]:
+    store = SQLiteMetadataStore(path)
+    await store.open("boot")
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def child(path: Path) -> Callable[..., AbstractContextManager[Child]]:
+    @contextmanager
+    def start(*args: str) -> Iterator[Child]:
+        command = [sys.executable, str(CHILD), str(path), *args]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                yield Child(process, process.stdout)
+            finally:
+                process.kill()
+
+    return start
