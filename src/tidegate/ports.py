@@ -21,6 +21,7 @@ from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadI
 
 if TYPE_CHECKING:
     from tidegate.protocol.capabilities import Capability
+    from tidegate.protocol.commands import Checksum
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -87,8 +88,12 @@ class Body(Protocol):
         `stop` is set reading ends at once, whatever the client does. Raises what the sink raises.
         """
 
-    def trailer(self, name: bytes) -> list[bytes]:
-        """The values of a trailer field (lower-case name), once `copy_to` has returned WHOLE."""
+    def trailing_checksum(self) -> Checksum:
+        """The checksum that the trailer brought, once `copy_to` has returned WHOLE.
+
+        Only called when the head announced it, and the transport has Capability.TRAILERS. Raises
+        Refusal when the trailer brought none, more than one, or a malformed one.
+        """
 
 
 class Digest(Protocol):
@@ -110,6 +115,14 @@ class DataError(Exception):
 
 class NoSpaceError(DataError):
     """There is no room. Nothing is wrong with what is stored."""
+
+
+class SyncFailedError(DataError):
+    """What was written may not survive a loss of power, though it can be read now.
+
+    The operating system tells of it once: another sync would succeed and mean nothing. The caller
+    goes back to what was synced before.
+    """
 
 
 class BytesBusyError(DataError):
@@ -151,8 +164,7 @@ class Writer(Protocol):
     async def sync(self) -> int:
         """Make what was flushed survive a loss of power; return the offset up to which it does.
 
-        May run while `write` runs in another task. A sync that failed is never tried again as if
-        nothing had happened: it raises DataError, and the caller goes back to what was synced.
+        May run while `write` runs in another task. Raises SyncFailedError.
         """
 
     async def close(self) -> None:
@@ -223,7 +235,7 @@ class DataStore(Protocol):
 
         With `durable` its bytes, and its name, survive a loss of power when this returns. Doing it
         again after a crash, with the old record, gives the same. Raises BytesMissingError when it
-        is not whole, DataError.
+        is not whole, SyncFailedError, DataError.
         """
 
     def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
@@ -302,6 +314,8 @@ class Grant(msgspec.Struct, frozen=True):
     upload: Upload
     settled: bool
     """False: the last holder never released, so the bytes must be recovered before anything else."""
+    boot_id: str
+    """What the last holder gave `MetadataStore.open`, when it never released; else empty."""
     wanted: anyio.Event
     """Set when someone asks for the lease, or when it is lost: let go soon."""
 
@@ -368,9 +382,12 @@ class MetadataStore(Protocol):
     shared: bool
     """Whether several processes may open the same store at once."""
 
-    async def open(self) -> None:
+    async def open(self, boot_id: str = "") -> None:
         """Acquire what is needed, create or migrate the schema. Raises MetadataError, in words for
         the operator.
+
+        `boot_id` is written into every lease, so that whoever finds one that was never released
+        knows whether unsynced bytes can still be there (DataStore.boot_id).
         """
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ import msgspec
 class Hash(Protocol):
     """A running checksum, as in hashlib."""
 
-    def update(self, data: Any, /) -> object:
+    def update(self, data: Any, /) -> None:
         """Add bytes-like `data`."""
 
     def digest(self) -> bytes:

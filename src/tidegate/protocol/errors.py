@@ -24,6 +24,7 @@ class Code(enum.Enum):
     NOT_FOUND = "not_found", 404
     METHOD_NOT_ALLOWED = "method_not_allowed", 405
     OFFSET_MISMATCH = "offset_mismatch", 409
+    EXISTS = "exists", 409
     GONE = "gone", 410
     UNSUPPORTED_VERSION = "unsupported_version", 412
     TOO_LARGE = "too_large", 413

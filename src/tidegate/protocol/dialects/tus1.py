@@ -122,19 +122,13 @@ def _upload_id(path: str) -> UploadId | None:
     """
     if path in ("", "/"):
         return None
-    upload_id = (
-        unquote(path, errors="strict") if path.isascii() and "%" not in path else _decoded(path)
-    )
+    try:
+        upload_id = unquote(path, errors="strict")
+    except UnicodeDecodeError:
+        upload_id = ""
     if not upload_id or "/" in path or not upload_id.isprintable():
         raise Refusal(Code.NOT_FOUND, "there is no upload at this URL")
     return UploadId(upload_id)
-
-
-def _decoded(path: str) -> str:
-    try:
-        return unquote(path, errors="strict")
-    except UnicodeDecodeError:
-        return ""
 
 
 # "If the version specified by the Client is not supported by the Server, it MUST respond with the

@@ -1,0 +1,282 @@
+"""Receiving the bytes of a request into an upload that is held."""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING
+
+import anyio
+from msgspec.structs import replace
+
+from tidegate.engine.completion import complete
+from tidegate.engine.core import locked
+from tidegate.engine.sessions import go_back
+from tidegate.ports import BodyEnd, NoSpaceError, SyncFailedError
+from tidegate.protocol.decide import unverifiable
+from tidegate.protocol.errors import Code, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tidegate.engine.core import Core
+    from tidegate.engine.sessions import Session
+    from tidegate.ports import Body, Buffer, Digest, Writer
+    from tidegate.protocol.commands import Checksum, Payload
+    from tidegate.protocol.model import Segment, Upload
+
+KEEP_WITHIN = 5.0
+"""Seconds for storing what had arrived when a request is cancelled: half of the 10 s that common
+supervisors give a service to stop."""
+
+
+async def receive(
+    core: Core, held: Session, body: Body, payload: Payload, *, length: int | None, room: int | None
+) -> Upload:
+    """Add a request's bytes to the upload that `held` holds, and return its record.
+
+    `length` is the upload's length from now on, `room` how many bytes may come at most. What
+    arrived is kept when the client goes away, the disk is full or another request wants the upload
+    (which ends in a refusal), unless a checksum was to cover it: then all of it counts, or nothing.
+    If the upload is whole then, it is complete when this returns.
+
+    Raises Refusal, and what the stores raise.
+    """
+    receiver = _Receiver(core, held, payload, length=length, room=room)
+    try:
+        await _receive(receiver, body, payload)
+    except SyncFailedError:
+        await receiver.lose_unsynced()
+        raise
+    except anyio.get_cancelled_exc_class():
+        with anyio.move_on_after(KEEP_WITHIN, shield=True):
+            await receiver.salvage()
+        raise
+    finally:
+        await receiver.close()
+    return held.upload
+
+
+async def _receive(receiver: _Receiver, body: Body, payload: Payload) -> None:
+    end = BodyEnd.WHOLE
+    if payload.length != 0:
+        try:
+            end = await body.copy_to(receiver, receiver.held.wanted)
+        except NoSpaceError:
+            await receiver.salvage()
+            raise
+        except Refusal:
+            await receiver.discard()
+            raise
+    if end is BodyEnd.WHOLE and payload.length not in (None, receiver.received):
+        end = BodyEnd.DROPPED
+    if end is not BodyEnd.WHOLE:
+        await receiver.salvage()
+        if end is BodyEnd.STOPPED and not receiver.held.upload.complete:
+            raise locked()
+        return
+    await receiver.verify(body)
+    await receiver.keep()
+
+
+class _Receiver:
+    """The sink of one request: counts, verifies, stores, and says from time to time how far it is."""
+
+    def __init__(
+        self, core: Core, held: Session, payload: Payload, *, length: int | None, room: int | None
+    ) -> None:
+        self.core = core
+        self.held = held
+        self._payload = payload
+        self._length = length
+        self._room = room
+        self.received = 0
+        self._writer: Writer | None = None
+        self._segments: tuple[Segment, ...] = ()
+        self._digest = _digest(core, payload)
+        self._checkpoint_bytes = held.upload.offset + core.settings.checkpoint_bytes
+        self._checkpoint_time = core.clock.monotonic() + core.settings.checkpoint_seconds
+        self._synced = held.upload.synced_offset
+        self._syncing: anyio.Event | None = None
+        self._sync_failure: SyncFailedError | None = None
+
+    async def write(self, chunks: Sequence[Buffer]) -> None:
+        """Store `chunks`; see Sink."""
+        size = sum(map(len, chunks))
+        if size == 0:
+            return
+        self.received += size
+        # "The new offset MUST be the sum of the offset before the PATCH request and the number of
+        # bytes received": what can't be stored must not be there.
+        if self._room is not None and self.received > self._room:
+            raise Refusal(
+                Code.TOO_LARGE, f"the body has more than the {self._room} bytes that may still come"
+            )
+        self._raise_sync_failure()
+        writer = self._writer or await self._open()
+        await writer.write(chunks, self._digest)
+        if self._digest is None and self._checkpoint_due(writer.offset):
+            await self._checkpoint(writer)
+
+    async def _open(self) -> Writer:
+        if self._digest is not None:
+            # From now on the store may hold bytes that nobody has verified.
+            unverified = replace(self.held.upload, unverified=True)
+            await self.held.commit(unverified, durable=self.core.acks_durable)
+        self.held.settled = False
+        self._writer = await self.core.data.writer(self.held.upload)
+        return self._writer
+
+    def _checkpoint_due(self, offset: int) -> bool:
+        due = (
+            offset >= self._checkpoint_bytes or self.core.clock.monotonic() >= self._checkpoint_time
+        )
+        # Whole is what the commit of the completion says, and nothing before it.
+        return due and offset != self._length
+
+    async def _checkpoint(self, writer: Writer) -> None:
+        settings = self.core.settings
+        upload = await self._progress(writer)
+        await self.held.commit(
+            upload, settled=False, segments=self._segments, durable=self.core.acks_durable
+        )
+        self._segments = ()
+        self._checkpoint_bytes = upload.offset + settings.checkpoint_bytes
+        self._checkpoint_time = self.core.clock.monotonic() + settings.checkpoint_seconds
+        if self.core.durable and self._syncing is None:
+            self._syncing = anyio.Event()
+            self.core.background.start_soon(self._sync_behind, writer, self._syncing)
+
+    async def _progress(self, writer: Writer | None) -> Upload:
+        """The record with what is stored by now."""
+        upload = self.core.touched(replace(self.held.upload, length=self._length))
+        if writer is None:
+            return upload
+        flushed = await writer.flush()
+        self._segments += flushed.segments
+        if self.core.acks_durable:
+            self._synced = await writer.sync()
+        return replace(
+            upload,
+            offset=flushed.offset,
+            storage=upload.storage if flushed.storage is None else flushed.storage,
+            synced_offset=min(self._synced, flushed.offset),
+            boot_id=self.core.data.boot_id if flushed.offset > self._synced else "",
+        )
+
+    async def _sync_behind(self, writer: Writer, done: anyio.Event) -> None:
+        """Sync what was checkpointed while more comes in."""
+        try:
+            self._synced = await writer.sync()
+        except SyncFailedError as failure:
+            self._sync_failure = failure
+        finally:
+            self._syncing = None
+            done.set()
+
+    async def _wait_synced(self) -> None:
+        if self._syncing is not None:
+            await self._syncing.wait()
+        self._raise_sync_failure()
+
+    def _raise_sync_failure(self) -> None:
+        if self._sync_failure is not None:
+            raise self._sync_failure
+
+    async def verify(self, body: Body) -> None:
+        """Hold what was received against its checksum. Raises Refusal, with nothing kept."""
+        if self._digest is None:
+            return
+        # "Once the entire request has been received, the Server MUST verify the uploaded chunk
+        # against the provided checksum using the specified algorithm."
+        try:
+            expected = self._payload.checksum or body.trailing_checksum()
+            refusal = unverifiable(expected, self.core.offer)
+            if refusal is not None:
+                raise refusal
+            if not hmac.compare_digest(_digest_of(self._digest, expected), expected.digest):
+                raise Refusal(
+                    Code.CHECKSUM_MISMATCH,
+                    f"Upload-Checksum: the {self.received} bytes received have another"
+                    f" {expected.algorithm}; they were discarded",
+                )
+        except Refusal:
+            # "the uploaded chunk MUST be discarded, and the upload and its offset MUST NOT be
+            # updated."
+            await self.discard()
+            raise
+
+    async def keep(self) -> None:
+        """Make what was stored count, and let the upload go; if it is whole, complete it."""
+        await self._wait_synced()
+        self.held.settled = False
+        upload = replace(await self._progress(self._writer), unverified=False)
+        if upload.whole:
+            await self.close()
+            await complete(self.core, self.held, upload, segments=self._segments, release=True)
+            return
+        if self.core.durable and upload.offset > upload.synced_offset:
+            self.core.unsynced.add(upload.id)
+        await self.held.commit(
+            upload, segments=self._segments, release=True, durable=self.core.acks_durable
+        )
+
+    async def salvage(self) -> None:
+        """Keep what arrived of a body that was cut short; nothing, where a checksum covers it.
+
+        "The Server SHOULD always attempt to store as much of the received data as possible."
+        """
+        if self._digest is not None:
+            await self.discard()
+        elif self._writer is not None:
+            await self.keep()
+
+    async def discard(self) -> None:
+        """Cut off what came since the last checkpoint: the request is refused."""
+        if self._writer is None:
+            return
+        await self._wait_synced()
+        await self.close()
+        await go_back(self.core, self.held, self.held.upload.offset)
+
+    async def lose_unsynced(self) -> None:
+        """A sync failed: only what was synced before is sure to be there."""
+        await self.close()
+        await go_back(self.core, self.held, min(self._synced, self.held.upload.offset))
+
+    async def close(self) -> None:
+        """Let go of the bytes."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        with anyio.CancelScope(shield=True):
+            if self._syncing is not None:
+                await self._syncing.wait()
+            await writer.close()
+
+
+class _AllDigests:
+    """Every algorithm at once, for a checksum that only the trailer will name."""
+
+    def __init__(self, core: Core) -> None:
+        self.running = {a.name: a.start() for a in core.offer.algorithms.values()}
+
+    def update(self, data: Buffer, /) -> None:
+        for running in self.running.values():
+            running.update(data)
+
+    def digest(self) -> bytes:
+        raise NotImplementedError
+
+
+def _digest(core: Core, payload: Payload) -> Digest | None:
+    if payload.trailing_checksum:
+        return _AllDigests(core)
+    if payload.checksum is None:
+        return None
+    return core.offer.algorithms[payload.checksum.algorithm].start()
+
+
+def _digest_of(running: Digest, expected: Checksum) -> bytes:
+    if isinstance(running, _AllDigests):
+        return running.running[expected.algorithm].digest()
+    return running.digest()

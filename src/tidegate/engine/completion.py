@@ -1,0 +1,55 @@
+"""What happens once an upload is whole, before anyone is told that it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from tidegate.protocol.lifecycle import Transition, advance
+from tidegate.protocol.model import EventType, Kind
+
+if TYPE_CHECKING:
+    from tidegate.engine.core import Core
+    from tidegate.engine.sessions import Session
+    from tidegate.protocol.model import Segment, Upload
+
+
+async def complete(
+    core: Core,
+    held: Session,
+    upload: Upload,
+    *,
+    segments: tuple[Segment, ...] = (),
+    release: bool = False,
+) -> Upload:
+    """Carry out the completion of a whole upload, and commit it with its event.
+
+    Until the commit the record does not say that the upload is whole: should anything fail, the
+    next request tries again. Raises what the stores raise.
+    """
+    held.settled = False
+    storage = await core.data.finish(upload, durable=core.durable)
+    synced = upload.offset if core.durable else upload.synced_offset
+    done = advance(
+        replace(
+            upload,
+            storage=storage,
+            synced_offset=synced,
+            boot_id=core.data.boot_id if synced < upload.offset else "",
+            unverified=False,
+        ),
+        Transition.COMPLETE,
+        core.clock.now(),
+    )
+    core.unsynced.discard(upload.id)
+    committed = await held.commit(
+        done,
+        events=core.events(EventType.COMPLETED, done),
+        segments=segments,
+        release=release,
+        durable=core.durable,
+    )
+    if committed.kind is Kind.PARTIAL:
+        core.part_changed(committed.id)
+    return committed

@@ -1,0 +1,183 @@
+"""Assembling final uploads from their parts, in front of a request or behind it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import anyio
+from msgspec.structs import replace
+
+from tidegate.engine.completion import complete
+from tidegate.engine.core import log
+from tidegate.engine.sessions import Session, go_back, session
+from tidegate.ports import BytesMissingError, DataError, MetadataError, SyncFailedError
+from tidegate.protocol.decide import length_of
+from tidegate.protocol.errors import Refusal
+from tidegate.protocol.lifecycle import Transition, advance
+from tidegate.protocol.model import MAX_LENGTH, Segment, State, Upload, UploadId
+
+if TYPE_CHECKING:
+    from tidegate.engine.core import Core
+
+AT_ONCE = 2
+"""Finals assembled at the same time behind requests: copying is bound by the disk, not by waiting."""
+RETRY_AFTER = 5.0
+"""Seconds until an assembly that a store's failure stopped is tried again."""
+
+
+class Assembler:
+    """Makes finals whole. One task at a time works on a final: it holds its lease."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._slots = anyio.Semaphore(AT_ONCE)
+        self._queued: set[UploadId] = set()
+
+    async def assemble_soon(self, final: UploadId) -> Upload | None:
+        """Assemble within a few seconds, or leave it to the background; the record, if it moved."""
+        try:
+            with anyio.move_on_after(self._core.settings.assemble_within) as scope:
+                upload = await self._assemble(final)
+        except (Refusal, DataError, MetadataError) as error:
+            log.warning("final upload %s: not assembled yet: %s", final, error)
+            self.wake(final)
+            return None
+        if scope.cancelled_caught:
+            self.wake(final)
+            return None
+        return upload
+
+    def wake(self, final: UploadId) -> None:
+        """Have another look at a final, in the background."""
+        if final not in self._queued:
+            self._queued.add(final)
+            self._core.background.start_soon(self._work, final)
+
+    def part_changed(self, part: UploadId) -> None:
+        """Have another look at the finals that wait for a part."""
+        self._core.background.start_soon(self._wake_waiting, part)
+
+    async def wake_all(self) -> None:
+        """Have another look at every final that is not whole: after a start, and now and then."""
+        for final in await self._core.metadata.pending_finals():
+            self.wake(final)
+
+    async def _wake_waiting(self, part: UploadId) -> None:
+        try:
+            for final in await self._core.metadata.pending_finals(part):
+                self.wake(final)
+        except MetadataError as error:
+            log.warning("finals that wait for %s: %s", part, error)
+
+    async def _work(self, final: UploadId) -> None:
+        async with self._slots:
+            self._queued.discard(final)
+            try:
+                await self._assemble(final)
+            except Refusal:
+                log.debug("final upload %s: someone else is at work on it", final)
+            except (DataError, MetadataError) as error:
+                log.error("final upload %s: not assembled: %s", final, error)
+                await anyio.sleep(RETRY_AFTER)
+                self.wake(final)
+
+    async def _assemble(self, final: UploadId) -> Upload:
+        """Carry a final as far as its parts allow. Raises Refusal when someone else has it."""
+        core = self._core
+        async with session(core, final, ask=False) as held:
+            if held.upload.state is not State.RECEIVING:
+                return held.upload
+            parts = await self._parts(held.upload)
+            if parts is None:
+                await self._fail(held, "one of its parts is gone")
+                return held.upload
+            length = length_of(parts)
+            largest = MAX_LENGTH if core.offer.max_size is None else core.offer.max_size
+            if length is not None and length > largest:
+                await self._fail(held, f"its parts have {length} bytes; at most {largest} may be")
+                return held.upload
+            if length != held.upload.length:
+                await held.commit(replace(held.upload, length=length))
+            if all(part.whole and part.state is not State.RECEIVING for part in parts):
+                await self._copy(held, parts)
+            return held.upload
+
+    async def _parts(self, final: Upload) -> list[Upload] | None:
+        """The records of the parts in order; None when one will never be whole."""
+        found: dict[UploadId, Upload] = {}
+        for part in set(final.parts):
+            loaded = await self._core.metadata.load(part)
+            # A part that was whole when it was terminated keeps its bytes while we need them.
+            if loaded is None or (loaded.upload.gone and not loaded.upload.whole):
+                return None
+            found[part] = loaded.upload
+        return [found[part] for part in final.parts]
+
+    async def _fail(self, held: Session, why: str) -> None:
+        log.warning("final upload %s failed: %s", held.upload.id, why)
+        core = self._core
+        failed = advance(held.upload, Transition.FAIL, core.clock.now())
+        await held.commit(failed, release=True, durable=core.durable)
+        await core.data.delete(failed)
+        await free_parts(core, failed)
+
+    async def _copy(self, held: Session, parts: list[Upload]) -> None:
+        try:
+            segments = await self._copy_parts(held, parts)
+            if segments is None:
+                return
+            whole = replace(held.upload, offset=sum(part.offset for part in parts))
+            await complete(self._core, held, whole, segments=segments, release=True)
+        except BytesMissingError as error:
+            await self._fail(held, str(error))
+            return
+        except SyncFailedError:
+            await go_back(self._core, held, held.upload.synced_offset)
+            raise
+        with suppress(MetadataError, DataError):
+            await free_parts(self._core, held.upload)
+
+    async def _copy_parts(self, held: Session, parts: list[Upload]) -> tuple[Segment, ...] | None:
+        """Copy what is missing, step by step; None when someone wants the upload.
+
+        Returns the pieces that are stored and not committed yet.
+        """
+        core, start = self._core, 0
+        segments: tuple[Segment, ...] = ()
+        held.settled = False
+        writer = await core.data.writer(held.upload)
+        try:
+            for part in parts:
+                while (at := writer.offset - start) < part.offset:
+                    if held.wanted.is_set():
+                        return None
+                    await writer.copy(part, at, min(part.offset, at + core.settings.copy_step))
+                    flushed = await writer.flush()
+                    moved = replace(
+                        held.upload,
+                        offset=flushed.offset,
+                        storage=flushed.storage or held.upload.storage,
+                        boot_id=core.data.boot_id,
+                    )
+                    segments = flushed.segments
+                    if not moved.whole:
+                        await held.commit(moved, settled=False, segments=segments)
+                        segments = ()
+                start += part.offset
+        finally:
+            with anyio.CancelScope(shield=True):
+                await writer.close()
+        return segments
+
+
+async def free_parts(core: Core, final: Upload) -> None:
+    """Delete the bytes of terminated parts that only this final still needed."""
+    for part in set(final.parts):
+        loaded = await core.metadata.load(part)
+        if (
+            loaded is not None
+            and loaded.upload.gone
+            and not await core.metadata.pending_finals(part)
+        ):
+            await core.data.delete(loaded.upload)

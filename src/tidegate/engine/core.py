@@ -1,0 +1,189 @@
+"""What every use case needs: the ports, the settings, and the few words they share."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from tidegate.ports import (
+    BytesBusyError,
+    DataError,
+    Durability,
+    Hold,
+    LeaseLostError,
+    Loaded,
+    MetadataError,
+    NoRoomError,
+    NoSpaceError,
+    UnknownUploadError,
+)
+from tidegate.protocol.errors import Code, Refusal
+from tidegate.protocol.model import Event, EventType, Kind, State, Upload, UploadId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anyio.abc import TaskGroup
+
+    from tidegate.ports import Clock, DataStore, MetadataStore
+    from tidegate.protocol.capabilities import Offer
+
+log = logging.getLogger("tidegate.engine")
+
+ID_BYTES = 16
+"""128 random bits: a URL that nobody guesses (PROTOCOL: ids)."""
+
+DAY = 86_400.0
+
+
+def random_id(_: Upload) -> str:
+    """An id that nobody guesses: 22 URL-safe characters."""
+    return secrets.token_urlsafe(ID_BYTES)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the engine works. Sizes are bytes, times are seconds."""
+
+    durability: Durability = Durability.COMPLETE
+    checkpoint_bytes: int = 64 * 1024 * 1024
+    """A body's progress is committed after so many bytes: a second or less of a fast disk's work is
+    what a crash of the machine can cost beyond what was synced."""
+    checkpoint_seconds: float = 3.0
+    """... or so much time: what a poller sees is never older."""
+    lease_wait: float = 5.0
+    """How long a request waits for the writer at work to let go before it answers 423. A writer
+    that is alive needs milliseconds; one that is paused may need for ever."""
+    terminate_wait: float = 1.0
+    """How long a DELETE waits for it before it takes the upload away from it."""
+    assemble_within: float = 3.0
+    """How long a POST of a final upload waits for its assembly; the rest happens behind it. Well
+    under the shortest time-out of common proxies (HAProxy's examples: 10 s)."""
+    copy_step: int = 64 * 1024 * 1024
+    """How much of a final upload is copied between two looks at whether to stop."""
+    tombstone_age: float = 7 * DAY
+    """How long an expired or terminated upload answers 410 before it is forgotten, then 404."""
+    orphan_age: float = DAY
+    """How old bytes without a record must be before a sweep deletes them."""
+    sweep_every: float = 60.0
+    """How often the server sweeps on its own; 0: never."""
+    new_id: Callable[[Upload], str] = random_id
+
+
+class Core:
+    """The ports and the settings, and what all use cases do with them alike."""
+
+    def __init__(
+        self,
+        data: DataStore,
+        metadata: MetadataStore,
+        *,
+        settings: Settings,
+        offer: Offer,
+        clock: Clock,
+        tells: bool,
+    ) -> None:
+        self.data = data
+        self.metadata = metadata
+        self.settings = settings
+        self.offer = offer
+        self.clock = clock
+        self.tells = tells
+        """Whether anyone listens to events; if not, none are written."""
+        self.unsynced: set[UploadId] = set()
+        """Uploads with acknowledged bytes that a graceful stop has to sync."""
+        self.background: TaskGroup
+        """Where work goes on behind a request; the engine owns it."""
+        self.events_written: Callable[[], None] = lambda: None
+        self.part_changed: Callable[[UploadId], None] = lambda _: None
+        """To be told when a partial upload became complete or went away."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether what is shown as complete must survive a loss of power."""
+        return self.settings.durability is not Durability.NONE
+
+    @property
+    def acks_durable(self) -> bool:
+        """Whether every acknowledgement must."""
+        return self.settings.durability is Durability.ACK
+
+    def touched(self, upload: Upload) -> Upload:
+        """The record after a POST or a PATCH: the time of its expiry slides."""
+        now = self.clock.now()
+        after = self.offer.expire_after
+        return replace(upload, active_at=now, expires_at=None if after is None else now + after)
+
+    def events(self, event_type: EventType, upload: Upload) -> tuple[Event, ...]:
+        """The event to commit with a change, when anyone listens."""
+        if not self.tells:
+            return ()
+        return (Event(type=event_type, at=self.clock.now(), upload=upload),)
+
+    async def load(self, upload_id: UploadId) -> Loaded | None:
+        """The record as the rules of expiry see it.
+
+        An append at work keeps an upload from expiring, and so does a pending final that needs it.
+        """
+        loaded = await self.metadata.load(upload_id)
+        if loaded is None:
+            return None
+        return Loaded(await self._unexpired(loaded.upload, loaded.hold), loaded.hold)
+
+    async def _unexpired(self, upload: Upload, hold: Hold) -> Upload:
+        if upload.expires_at is None or upload.expires_at > self.clock.now():
+            return upload
+        kept = hold is Hold.HELD or (
+            upload.kind is Kind.PARTIAL and await self.metadata.pending_finals(upload.id)
+        )
+        return replace(upload, expires_at=None) if kept else upload
+
+    def lost_power(self, upload: Upload) -> bool:
+        """Whether the machine went down since bytes were written that were not synced then."""
+        return (
+            upload.state is State.RECEIVING
+            and upload.offset > upload.synced_offset
+            and upload.boot_id not in ("", self.data.boot_id)
+        )
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Translate what a store raises into the refusal that the client gets.
+
+    What went wrong inside is logged here and never shown to a client.
+    """
+    try:
+        yield
+    except (NoSpaceError, NoRoomError) as error:
+        log.error("no space: %s", error)
+        raise Refusal(
+            Code.NO_SPACE,
+            "the server has no room left; what it acknowledged is kept",
+            retry_after=60,
+        ) from error
+    except (LeaseLostError, BytesBusyError) as error:
+        log.info("%s", error)
+        raise locked() from error
+    except UnknownUploadError as error:
+        raise Refusal(Code.NOT_FOUND, "there is no upload at this URL") from error
+    except MetadataError as error:
+        log.error("metadata store: %s", error)
+        raise Refusal(
+            Code.UNAVAILABLE, "the server cannot reach its records; try again", retry_after=2
+        ) from error
+    except DataError as error:
+        log.error("data store: %s", error)
+        raise Refusal(
+            Code.UNAVAILABLE, "the server cannot reach its storage; try again", retry_after=2
+        ) from error
+
+
+def locked() -> Refusal:
+    """The refusal for an upload that someone else is writing to."""
+    return Refusal(Code.LOCKED, "another request is writing to this upload", retry_after=1)

@@ -1,0 +1,109 @@
+"""Making an upload, with or without its first bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+from msgspec.structs import replace
+
+from tidegate.engine.append import receive
+from tidegate.engine.completion import complete
+from tidegate.engine.sessions import Session
+from tidegate.ports import Grant, PartUnavailableError, UploadExistsError
+from tidegate.protocol import decide
+from tidegate.protocol.errors import Code, Refusal
+from tidegate.protocol.model import EventType, Kind, Upload, UploadId
+from tidegate.protocol.results import Created
+
+if TYPE_CHECKING:
+    from tidegate.engine.concat import Assembler
+    from tidegate.engine.core import Core
+    from tidegate.ports import Body
+    from tidegate.protocol.commands import Create
+    from tidegate.protocol.decide import CreatePlan
+
+
+async def create(core: Core, assembler: Assembler, command: Create, body: Body) -> Created:
+    """Make an upload. Raises Refusal, and what the stores raise; then there is none."""
+    parts: dict[UploadId, Upload] = {}
+    if command.malformed is None:
+        for part in set(command.parts):
+            loaded = await core.load(part)
+            if loaded is not None:
+                parts[part] = loaded.upload
+    plan = decide.create(
+        decide.Case(command=command, parts=parts, offer=core.offer, now=core.clock.now())
+    )
+    upload = _new(core, command, plan)
+    held = await _insert(core, upload, lease=plan.complete or plan.payload is not None)
+    if held is not None:
+        await _begin(core, held, plan, body)
+        upload = held.upload
+    elif command.kind is Kind.FINAL:
+        upload = await assembler.assemble_soon(upload.id) or upload
+    return Created(upload, with_payload=plan.payload is not None)
+
+
+def _new(core: Core, command: Create, plan: CreatePlan) -> Upload:
+    now = core.clock.now()
+    upload = Upload(
+        id=UploadId(""),
+        kind=command.kind,
+        length=plan.length,
+        metadata=command.metadata,
+        concat=command.concat,
+        parts=command.parts,
+        created_at=now,
+        active_at=now,
+    )
+    upload = core.touched(replace(upload, id=UploadId(core.settings.new_id(upload))))
+    return replace(upload, storage=core.data.place(upload))
+
+
+async def _insert(core: Core, upload: Upload, *, lease: bool) -> Session | None:
+    try:
+        grant = await core.metadata.insert(
+            upload,
+            lease=lease,
+            events=core.events(EventType.CREATED, upload),
+            durable=core.acks_durable,
+        )
+    except PartUnavailableError as error:
+        number = upload.parts.index(error.part) + 1
+        raise Refusal(
+            Code.GONE, f"Upload-Concat: part {number} is gone; upload it again"
+        ) from error
+    except UploadExistsError as error:
+        raise Refusal(Code.EXISTS, "there is, or was, an upload with this name") from error
+    core.events_written()
+    return None if grant is None else Session(core, grant)
+
+
+async def _begin(core: Core, held: Session, plan: CreatePlan, body: Body) -> None:
+    """The first bytes of an upload; if they are refused, there is no upload."""
+    try:
+        if plan.payload is None:
+            await complete(core, held, held.upload, release=True)
+        else:
+            await receive(core, held, body, plan.payload, length=plan.length, room=plan.room)
+    except Refusal:
+        with anyio.CancelScope(shield=True):
+            await _undo(core, held)
+        raise
+    finally:
+        await held.end()
+
+
+async def _undo(core: Core, held: Session) -> None:
+    """Take back an upload that nobody knows of yet."""
+    if held.released:
+        again = await core.metadata.acquire(held.upload.id)
+        if not isinstance(again, Grant):
+            return
+        held = Session(core, again)
+    upload = held.upload
+    await core.data.delete(upload)
+    await held.commit(
+        upload, forget=True, release=True, events=core.events(EventType.TERMINATED, upload)
+    )

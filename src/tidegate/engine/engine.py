@@ -1,0 +1,312 @@
+"""The engine: one door to every use case."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Self
+
+import anyio
+from msgspec.structs import replace
+
+from tidegate.clock import SystemClock
+from tidegate.engine.append import receive
+from tidegate.engine.concat import Assembler
+from tidegate.engine.core import Core, Settings, locked, log, refusing
+from tidegate.engine.create import create
+from tidegate.engine.outbox import Outbox
+from tidegate.engine.sessions import Session, acquire, session
+from tidegate.engine.sweep import Swept, sweep
+from tidegate.ports import DataError, Held, Hold, Loaded, MetadataError
+from tidegate.protocol import decide
+from tidegate.protocol.capabilities import Capability, Offer, extensions
+from tidegate.protocol.checksums import algorithms
+from tidegate.protocol.commands import (
+    Append,
+    Command,
+    Create,
+    Discover,
+    Download,
+    Inspect,
+    Terminate,
+)
+from tidegate.protocol.errors import Refusal
+from tidegate.protocol.lifecycle import Transition, advance
+from tidegate.protocol.model import EventType, Kind, Upload
+from tidegate.protocol.results import (
+    Appended,
+    Discovered,
+    Inspected,
+    Readable,
+    Result,
+    Terminated,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from types import TracebackType
+
+    from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore
+
+WEEK = 7 * 86_400.0
+"""How long an unfinished upload waits for its client: what the large public tus services keep."""
+
+
+class Engine:
+    """Carries out commands on a data store and a metadata store.
+
+    `async with engine:` opens the stores, finishes what a crash left pending, and runs what goes on
+    behind the requests; leaving it stops that, syncs and closes. Commands run concurrently, in that
+    time, on one event loop.
+    """
+
+    def __init__(
+        self,
+        data: DataStore,
+        metadata: MetadataStore,
+        *,
+        settings: Settings | None = None,
+        max_size: int | None = None,
+        expire_after: float | None = WEEK,
+        disabled: Sequence[str] = (),
+        downloads: bool = True,
+        transport: Capability = Capability.NONE,
+        sinks: Sequence[EventSink] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        """Do nothing but check. Raises ValueError for an unknown name in `disabled`.
+
+        `max_size` is in bytes, `expire_after` in seconds; None: no limit, never.
+        """
+        capabilities = data.capabilities | metadata.capabilities | transport
+        offered = [
+            name
+            for name in extensions(capabilities, disabled)
+            if name != "expiration" or expire_after is not None
+        ]
+        limits = [limit for limit in (max_size, data.max_size) if limit is not None]
+        offer = Offer(
+            extensions=tuple(offered),
+            algorithms=algorithms() if "checksum" in offered else {},
+            max_size=min(limits, default=None),
+            expire_after=expire_after if "expiration" in offered else None,
+            downloads=downloads and Capability.READ in capabilities,
+        )
+        self._core = Core(
+            data,
+            metadata,
+            settings=settings or Settings(),
+            offer=offer,
+            clock=clock or SystemClock(),
+            tells=bool(sinks),
+        )
+        self._assembler = Assembler(self._core)
+        self._outbox = Outbox(self._core, sinks)
+        self._core.part_changed = self._assembler.part_changed
+        self._core.events_written = self._outbox.wake
+        self._stack = AsyncExitStack()
+
+    @property
+    def offer(self) -> Offer:
+        """What this server offers."""
+        return self._core.offer
+
+    async def __aenter__(self) -> Self:
+        """Open the stores. Raises DataError, MetadataError, in words for the operator."""
+        core = self._core
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(core.data.close)
+            await core.data.open()
+            stack.push_async_callback(core.metadata.close)
+            await core.metadata.open(core.data.boot_id)
+            stack.push_async_callback(self._sync_all)
+            core.background = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(core.background.cancel_scope.cancel)
+            if core.tells:
+                core.background.start_soon(self._outbox.run)
+            core.background.start_soon(self._tend)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop what goes on behind the requests, sync what was acknowledged, close the stores."""
+        await self._stack.aclose()
+
+    async def handle(self, command: Command, body: Body) -> Result:
+        """Carry out a command. Raises Refusal, and nothing else that is a client's business."""
+        with refusing():
+            match command:
+                case Discover():
+                    return Discovered(self._core.offer)
+                case Create():
+                    return await create(self._core, self._assembler, command, body)
+                case Append():
+                    return await self._append(command, body)
+                case Inspect():
+                    return await self._inspect(command)
+                case Terminate():
+                    return await self._terminate(command)
+                case Download():
+                    return await self._download(command)
+
+    def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Bytes [start, stop) of an upload that a Download found readable. Raises DataError."""
+        return self._core.data.read(upload, start, stop)
+
+    async def sweep(self, *, dry_run: bool = False) -> Swept:
+        """Give up what expired, forget old tombstones, delete orphans; or only say what would be.
+
+        Raises MetadataError, DataError.
+        """
+        return await sweep(self._core, dry_run=dry_run)
+
+    # ------------------------------------------------------------------------------- commands
+
+    async def _append(self, command: Append, body: Body) -> Result:
+        core = self._core
+        loaded = await core.load(command.id)
+        # Only a request that would be accepted but for the writer at work may interrupt it.
+        found, free = _seen(loaded)
+        plan = decide.append(
+            decide.Case(
+                command=command,
+                upload=found,
+                offer=core.offer,
+                now=core.clock.now(),
+                leased=free and not (found is not None and core.lost_power(found)),
+            )
+        )
+        async with session(core, command.id) as held:
+            upload = held.upload
+            if upload.expires_at is not None and found is not None and found.expires_at is None:
+                upload = replace(upload, expires_at=None)
+            plan = decide.append(
+                decide.Case(command=command, upload=upload, offer=core.offer, now=core.clock.now())
+            )
+            if upload.complete:
+                await receive(core, held, body, plan.payload, length=plan.length, room=0)
+                return Appended(held.upload)
+            await receive(core, held, body, plan.payload, length=plan.length, room=plan.room)
+            return Appended(held.upload)
+
+    async def _inspect(self, command: Inspect) -> Result:
+        core = self._core
+        loaded = await core.load(command.id)
+        found, free = _seen(loaded)
+        upload = decide.inspect(
+            decide.Case(command=command, upload=found, offer=core.offer, now=core.clock.now())
+        )
+        if upload.kind is Kind.FINAL and not upload.complete:
+            if loaded is not None and loaded.hold is not Hold.HELD:
+                self._assembler.wake(upload.id)
+            return Inspected(upload)
+        # An append with a checksum is not interrupted: someone who polls would prevent it for ever.
+        checking = upload.unverified and loaded is not None and loaded.hold is Hold.HELD
+        if upload.complete or checking or (free and not core.lost_power(upload)):
+            return Inspected(upload)
+        async with session(core, command.id) as held:
+            return Inspected(held.upload)
+
+    async def _terminate(self, command: Terminate) -> Result:
+        core = self._core
+        loaded = await core.load(command.id)
+        decide.terminate(
+            decide.Case(
+                command=command, upload=_seen(loaded)[0], offer=core.offer, now=core.clock.now()
+            )
+        )
+        grant = await acquire(core, command.id, core.settings.terminate_wait)
+        if grant is None:
+            # Its holder is alive and does not answer. The bytes need no lock to be deleted.
+            forced = await core.metadata.acquire(command.id, force=True)
+            if isinstance(forced, Held):
+                raise locked()
+            grant = forced
+        held = Session(core, grant)
+        try:
+            upload = decide.terminate(
+                decide.Case(
+                    command=command, upload=held.upload, offer=core.offer, now=core.clock.now()
+                )
+            )
+            gone = advance(upload, Transition.TERMINATE, core.clock.now())
+            await held.commit(
+                gone, events=core.events(EventType.TERMINATED, gone), durable=core.durable
+            )
+            await self._free(gone)
+        finally:
+            await held.end()
+        return Terminated()
+
+    async def _free(self, gone: Upload) -> None:
+        """Delete a terminated upload's bytes, unless a pending final needs them."""
+        core = self._core
+        core.unsynced.discard(gone.id)
+        if gone.kind is Kind.PARTIAL:
+            core.part_changed(gone.id)
+            if gone.whole and await core.metadata.pending_finals(gone.id):
+                return
+        try:
+            await core.data.delete(gone)
+        except DataError as error:
+            # It is gone for the client; the sweep deletes what is left with its tombstone.
+            log.error("upload %s: terminated, its bytes are still there: %s", gone.id, error)
+
+    async def _download(self, command: Download) -> Result:
+        core = self._core
+        loaded = await core.load(command.id)
+        upload = decide.download(
+            decide.Case(
+                command=command, upload=_seen(loaded)[0], offer=core.offer, now=core.clock.now()
+            )
+        )
+        return Readable(upload)
+
+    # ---------------------------------------------------------------------- behind the requests
+
+    async def _tend(self) -> None:
+        """Finish pending finals, and sweep, from time to time."""
+        core = self._core
+        while True:
+            try:
+                await self._assembler.wake_all()
+                await sweep(core)
+            except (DataError, MetadataError) as error:
+                log.error("sweep: %s", error)
+            await anyio.sleep(core.settings.sweep_every)
+
+    async def _sync_all(self) -> None:
+        """Sync what was acknowledged and is unfinished, so that a clean reboot loses nothing."""
+        core = self._core
+        for upload_id in list(core.unsynced):
+            try:
+                async with session(core, upload_id, ask=False) as held:
+                    await self._sync(held)
+            except (Refusal, DataError, MetadataError) as error:
+                log.warning("upload %s: not synced: %s", upload_id, error)
+
+    async def _sync(self, held: Session) -> None:
+        upload = held.upload
+        if upload.gone or upload.complete or upload.synced_offset == upload.offset:
+            return
+        writer = await self._core.data.writer(upload)
+        try:
+            synced = await writer.sync()
+        finally:
+            await writer.close()
+        boot_id = "" if synced >= upload.offset else upload.boot_id
+        await held.commit(
+            replace(upload, synced_offset=min(synced, upload.offset), boot_id=boot_id),
+            durable=True,
+        )
+
+
+def _seen(loaded: Loaded | None) -> tuple[Upload | None, bool]:
+    """A record as `decide` takes it, and whether its offset is final."""
+    if loaded is None:
+        return None, True
+    return loaded.upload, loaded.hold is Hold.FREE

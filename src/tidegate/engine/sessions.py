@@ -1,0 +1,187 @@
+"""Holding an upload: its lease, its record as it stands, and the recovery of what a crash left."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+from msgspec.structs import replace
+
+from tidegate.engine.completion import complete
+from tidegate.engine.core import locked, log
+from tidegate.ports import Change, Grant, Held, MetadataError, SyncFailedError
+from tidegate.protocol.model import Kind, State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tidegate.engine.core import Core
+    from tidegate.protocol.model import Event, Segment, Upload, UploadId
+
+
+class Session:
+    """The time during which one task holds an upload's lease.
+
+    `upload` is the record as it was last committed. While `settled` is false the record and the
+    bytes may disagree: if the session ends like that, whoever comes next recovers.
+    """
+
+    def __init__(self, core: Core, grant: Grant) -> None:
+        self._core = core
+        self.lease = grant.lease
+        self.wanted = grant.wanted
+        self.upload = grant.upload
+        self.settled = grant.settled and not core.lost_power(grant.upload)
+        self.lost_power = not self.settled and (
+            core.lost_power(grant.upload) or grant.boot_id not in ("", core.data.boot_id)
+        )
+        """Whether the machine went down since the last holder wrote: only what was synced counts."""
+        self.released = False
+
+    async def commit(
+        self,
+        upload: Upload,
+        *,
+        settled: bool = True,
+        release: bool = False,
+        durable: bool = False,
+        events: tuple[Event, ...] = (),
+        segments: tuple[Segment, ...] = (),
+        unless_pinned: bool = False,
+        forget: bool = False,
+    ) -> Upload:
+        """Make `upload` the record. Raises what MetadataStore.commit raises."""
+        # Should this task be cancelled, or the commit fail, nobody knows how things stand.
+        self.settled = False
+        change = Change(
+            upload=upload,
+            segments=segments,
+            events=events,
+            release=release,
+            durable=durable,
+            unless_pinned=unless_pinned,
+            forget=forget,
+        )
+        self.upload = await self._core.metadata.commit(self.lease, change)
+        self.settled = settled
+        self.released = release
+        if events:
+            self._core.events_written()
+        return self.upload
+
+    async def end(self) -> None:
+        """Let the lease go, if it is still held."""
+        if self.released:
+            return
+        self.released = True
+        if not self.settled:
+            self._core.metadata.abandon(self.lease)
+            return
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._core.metadata.release(self.lease)
+            except MetadataError as error:
+                log.warning("upload %s: its lease could not be released: %s", self.upload.id, error)
+                self._core.metadata.abandon(self.lease)
+
+
+async def acquire(core: Core, upload_id: UploadId, wait: float) -> Grant | None:
+    """The lease, asking whoever has it to let go, for at most `wait` seconds; None: in vain."""
+    deadline = anyio.current_time() + wait
+    while True:
+        grant = await core.metadata.acquire(upload_id)
+        if isinstance(grant, Grant):
+            return grant
+        left = deadline - anyio.current_time()
+        if left <= 0:
+            return None
+        await core.metadata.request_release(upload_id)
+        await core.metadata.wait_released(upload_id, left)
+
+
+@asynccontextmanager
+async def session(
+    core: Core, upload_id: UploadId, *, ask: bool = True, recover: bool = True
+) -> AsyncIterator[Session]:
+    """Hold an upload, with its record and its bytes in agreement.
+
+    With `ask` a writer at work is asked to let go; without, it is left alone. Raises Refusal
+    (locked) when it cannot be had, and what the stores raise.
+    """
+    if ask:
+        grant = await acquire(core, upload_id, core.settings.lease_wait)
+    else:
+        attempt = await core.metadata.acquire(upload_id)
+        grant = None if isinstance(attempt, Held) else attempt
+    if grant is None:
+        raise locked()
+    held = Session(core, grant)
+    try:
+        if recover and not held.settled:
+            await _recover(core, held)
+        yield held
+    finally:
+        await held.end()
+
+
+async def _recover(core: Core, held: Session) -> None:
+    """Bring the record and the bytes together again after a holder that never let go.
+
+    A plain append's bytes were written in order by the one writer: they count. Those of an append
+    with a checksum were never verified: they do not. After a loss of power only what was synced
+    does (DESIGN: Offsets, crashes, durability).
+    """
+    upload = held.upload
+    if upload.state is not State.RECEIVING:
+        held.settled = True
+        return
+    stored = await core.data.measure(upload)
+    if held.lost_power:
+        keep = upload.synced_offset
+    elif upload.unverified or upload.kind is Kind.FINAL:
+        keep = upload.offset
+    else:
+        keep = stored if upload.length is None else min(stored, upload.length)
+    if stored < max(keep, upload.offset):
+        log.error("upload %s: acknowledged %d bytes, found %d", upload.id, upload.offset, stored)
+        keep = min(keep, stored)
+    try:
+        await go_back(core, held, keep, stored=stored)
+    except SyncFailedError:
+        await go_back(core, held, min(upload.synced_offset, keep))
+        raise
+
+
+async def go_back(core: Core, held: Session, keep: int, *, stored: int | None = None) -> None:
+    """Make exactly the bytes [0, keep) count, of those that are stored, and commit it.
+
+    If that makes the upload whole, its completion is carried out.
+    """
+    upload = held.upload
+    held.settled = False
+    if stored is None or keep < stored:
+        await core.data.truncate(upload, keep)
+    synced = min(upload.synced_offset, keep)
+    if core.acks_durable and synced < keep:
+        synced = await _sync(core, replace(upload, offset=keep))
+    recovered = replace(
+        upload,
+        offset=keep,
+        synced_offset=synced,
+        boot_id=core.data.boot_id if keep > synced else "",
+        unverified=False,
+    )
+    if recovered.whole and recovered.kind is not Kind.FINAL:
+        await complete(core, held, recovered)
+    elif recovered != upload:
+        await held.commit(recovered, durable=core.acks_durable)
+    held.settled = True
+
+
+async def _sync(core: Core, upload: Upload) -> int:
+    writer = await core.data.writer(upload)
+    try:
+        return await writer.sync()
+    finally:
+        await writer.close()

@@ -1,0 +1,178 @@
+"""Giving up what expired, forgetting what ended long ago, deleting what belongs to nothing.
+
+A completed regular or final upload is never touched: the lifecycle has no way from there by time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from tidegate.engine.core import log
+from tidegate.engine.sessions import Session
+from tidegate.ports import (
+    DataError,
+    Grant,
+    LeaseLostError,
+    MetadataError,
+    PinnedError,
+    UnknownUploadError,
+)
+from tidegate.protocol.capabilities import Capability
+from tidegate.protocol.lifecycle import Transition, advance, may_expire
+from tidegate.protocol.model import EventType, Kind, State, Upload, UploadId
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from tidegate.engine.core import Core
+    from tidegate.ports import Stored
+
+BATCH = 500
+"""Uploads looked at between two looks at the metadata store."""
+
+
+class Swept(msgspec.Struct):
+    """What a sweep did, or with a dry run would have done."""
+
+    expired: list[UploadId] = []
+    forgotten: list[UploadId] = []
+    orphans: list[str] = []
+    """Places, in the data store's own words."""
+    freed: int = 0
+    """Bytes of orphans, and of expired uploads as far as they were acknowledged."""
+    failed: list[str] = []
+    """What could not be done, in words for the operator."""
+
+
+async def sweep(core: Core, *, dry_run: bool = False) -> Swept:
+    """Sweep once. One upload's failure does not stop the rest. Raises MetadataError, DataError."""
+    swept = Swept()
+    await _expire_all(core, swept, dry_run=dry_run)
+    await _forget_all(core, swept, dry_run=dry_run)
+    async for stored in core.data.stored():
+        await _sweep_stored(core, swept, stored, dry_run=dry_run)
+    return swept
+
+
+async def _expire_all(core: Core, swept: Swept, *, dry_run: bool) -> None:
+    async def due(limit: int) -> list[UploadId]:
+        return await core.metadata.expired(core.clock.now(), limit)
+
+    async def expire(held: Session) -> None:
+        await _expire(core, swept, held, dry_run=dry_run)
+
+    if Capability.EXPIRY in core.metadata.capabilities:
+        async for upload_id in _fresh(due):
+            await _hold(core, swept, upload_id, expire)
+
+
+async def _forget_all(core: Core, swept: Swept, *, dry_run: bool) -> None:
+    async def due(limit: int) -> list[UploadId]:
+        before = core.clock.now() - core.settings.tombstone_age
+        return await core.metadata.tombstones(before, limit)
+
+    async def forget(held: Session) -> None:
+        await _forget(core, swept, held, dry_run=dry_run)
+
+    async for upload_id in _fresh(due):
+        await _hold(core, swept, upload_id, forget)
+
+
+async def _fresh(due: Callable[[int], Awaitable[list[UploadId]]]) -> AsyncIterator[UploadId]:
+    """All that is due, each once, though what could not be dealt with stays on the list."""
+    seen: set[UploadId] = set()
+    while True:
+        fresh = [upload_id for upload_id in await due(BATCH + len(seen)) if upload_id not in seen]
+        if not fresh:
+            return
+        seen.update(fresh)
+        for upload_id in fresh:
+            yield upload_id
+
+
+async def _expire(core: Core, swept: Swept, held: Session, *, dry_run: bool) -> None:
+    upload = held.upload
+    now = core.clock.now()
+    if upload.expires_at is None or upload.expires_at > now or not may_expire(upload):
+        return
+    later = await _parts_active_until(core, upload)
+    if later > now:
+        if not dry_run:
+            await held.commit(replace(upload, expires_at=later))
+        return
+    if dry_run:
+        if not await core.metadata.pending_finals(upload.id):
+            swept.expired.append(upload.id)
+            swept.freed += upload.offset
+        return
+    gone = advance(upload, Transition.EXPIRE, now)
+    await held.commit(
+        gone,
+        events=core.events(EventType.EXPIRED, gone),
+        durable=core.durable,
+        unless_pinned=upload.kind is Kind.PARTIAL,
+        settled=False,
+    )
+    await core.data.delete(gone)
+    held.settled = True
+    swept.expired.append(upload.id)
+    swept.freed += upload.offset
+
+
+async def _parts_active_until(core: Core, upload: Upload) -> float:
+    """For a final: until when one of its parts is still being uploaded, by its activity."""
+    latest = 0.0
+    for part in set(upload.parts):
+        loaded = await core.metadata.load(part)
+        if loaded is not None and loaded.upload.state is State.RECEIVING:
+            latest = max(latest, loaded.upload.active_at + (core.offer.expire_after or 0.0))
+    return latest
+
+
+async def _forget(core: Core, swept: Swept, held: Session, *, dry_run: bool) -> None:
+    upload = held.upload
+    if not upload.gone or await core.metadata.pending_finals(upload.id):
+        return
+    if not dry_run:
+        await core.data.delete(upload)
+        await held.commit(upload, forget=True, release=True)
+    swept.forgotten.append(upload.id)
+
+
+async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bool) -> None:
+    """Delete bytes that no record speaks of, if they are old enough not to be on their way."""
+    if stored.modified_at > core.clock.now() - core.settings.orphan_age:
+        return
+    try:
+        if await core.metadata.load(stored.upload_id) is not None:
+            return
+        if not dry_run:
+            await core.data.discard(stored)
+    except (DataError, MetadataError) as error:
+        swept.failed.append(f"{stored.place}: {error}")
+        return
+    swept.orphans.append(stored.place)
+    swept.freed += stored.size
+
+
+async def _hold(
+    core: Core, swept: Swept, upload_id: UploadId, act: Callable[[Session], Awaitable[None]]
+) -> None:
+    """Act on one upload if nobody else has it; note what goes wrong, and go on."""
+    try:
+        grant = await core.metadata.acquire(upload_id)
+        if not isinstance(grant, Grant):
+            return
+        held = Session(core, grant)
+        try:
+            await act(held)
+        finally:
+            await held.end()
+    except (UnknownUploadError, PinnedError, LeaseLostError) as error:
+        log.debug("sweep: upload %s is left alone: %s", upload_id, error)
+    except (DataError, MetadataError) as error:
+        log.error("sweep: upload %s: %s", upload_id, error)
+        swept.failed.append(f"{upload_id}: {error}")

@@ -1,0 +1,1 @@
+"""Transports: from a connection, or a framework, to the engine and back."""

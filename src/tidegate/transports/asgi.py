@@ -1,0 +1,265 @@
+"""tidegate as an ASGI application: on its own, or mounted in another."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from tidegate.engine.core import Settings
+from tidegate.engine.engine import WEEK, Engine
+from tidegate.ports import DataError, Durability, MetadataError
+from tidegate.protocol.dialects.http import Request
+from tidegate.protocol.errors import Code, Refusal
+from tidegate.transports.body import AsgiBody
+from tidegate.transports.service import Answer, Service, access, log
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+
+    from tidegate.ports import Clock, DataStore, EventSink, MetadataStore
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Tidegate:
+    """A tus server as an ASGI 3 application (asyncio).
+
+    Alone, the server's lifespan opens and closes it. Mounted in an application that does not pass
+    its lifespan on, either give that application `lifespan=tidegate.lifespan`, or enter it with
+    `async with tidegate:`; failing both it opens at the first request, and is closed by the end of
+    the process (which loses nothing).
+
+    `base_path` is below where the application is mounted. `public_url` is what clients see in front
+    of it, when neither Host nor a trusted proxy tells. Sizes are bytes, times are seconds. With
+    `accept_upgrade` a request that carries both an Upgrade field and a body is accepted: safe on
+    every server but uvicorn's httptools protocol, which would take the body for another request.
+    """
+
+    def __init__(
+        self,
+        data: DataStore,
+        metadata: MetadataStore,
+        *,
+        base_path: str = "/",
+        public_url: str | None = None,
+        relative_location: bool = False,
+        trusted_proxies: Sequence[str] = (),
+        cors_origins: Sequence[str] = ("*",),
+        max_size: int | None = None,
+        expire_after: float | None = WEEK,
+        disable: Sequence[str] = (),
+        downloads: bool = True,
+        durability: Durability = Durability.COMPLETE,
+        settings: Settings | None = None,
+        on_event: Sequence[EventSink] = (),
+        accept_upgrade: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        """Do nothing but check. Raises ValueError, in words for the developer."""
+        self.engine = Engine(
+            data,
+            metadata,
+            settings=settings or Settings(durability=durability),
+            max_size=max_size,
+            expire_after=expire_after,
+            disabled=disable,
+            downloads=downloads,
+            sinks=on_event,
+            clock=clock,
+        )
+        self._service = Service(
+            self.engine,
+            base_path=base_path,
+            public_url=public_url,
+            relative_location=relative_location,
+            trusted_proxies=trusted_proxies,
+            cors_origins=cors_origins,
+        )
+        self._accept_upgrade = accept_upgrade
+        self._runner: asyncio.Task[None] | None = None
+        self._opening: asyncio.Future[None] | None = None
+        self._closing = asyncio.Event()
+
+    # -------------------------------------------------------------------------------- lifespan
+
+    async def __aenter__(self) -> Self:
+        """Open the stores. Raises DataError, MetadataError, in words for the operator."""
+        await self._open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop what goes on behind the requests, sync, close the stores."""
+        await self._close()
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+        """The lifespan of an application that this one is mounted in."""
+        async with self:
+            yield
+
+    async def _open(self) -> None:
+        if self._opening is None:
+            self._closing = asyncio.Event()
+            self._opening = asyncio.get_running_loop().create_future()
+            self._runner = asyncio.create_task(self._run(self._opening), name="tidegate")
+        await asyncio.shield(self._opening)
+
+    async def _run(self, opened: asyncio.Future[None]) -> None:
+        """The engine's life, in one task from its beginning to its end."""
+        try:
+            async with self.engine:
+                opened.set_result(None)
+                await self._closing.wait()
+        except (DataError, MetadataError) as error:
+            if opened.done():
+                raise
+            # Opened again by the next request: what is wrong may pass.
+            self._opening = None
+            opened.set_exception(error)
+
+    async def _close(self) -> None:
+        runner, self._runner, self._opening = self._runner, None, None
+        if runner is not None:
+            self._closing.set()
+            await runner
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._open()
+        except (DataError, MetadataError) as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    # -------------------------------------------------------------------------------- requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI 3. Speaks `http` and `lifespan`; a websocket is turned away."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        root_path = scope.get("root_path", "")
+        path = _path(scope, root_path)
+        peer = scope["client"][0] if scope.get("client") and scope["client"][0] else None
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        origin = self._service.origin(scope.get("scheme", "http"), peer, headers)
+        below = self._service.below_base(path)
+        request = Request(
+            method=scope["method"],
+            path=below or "",
+            headers=headers,
+            base_path=root_path.rstrip("/") + self._service.base_path,
+            base_url=self._service.base_url(origin, root_path),
+            may_omit_length=scope.get("http_version", "1.1") not in ("1.0", "1.1"),
+        )
+        body = AsgiBody(receive)
+        answer = await self._answer(request, body, known=below is not None)
+        sent = await self._send(answer, request, receive, send)
+        access.info(
+            "request",
+            extra={
+                "tidegate": {
+                    "method": request.method,
+                    "path": path,
+                    "status": answer.status,
+                    "upload": answer.upload.id if answer.upload else None,
+                    "bytes_in": body.received,
+                    "bytes_out": sent,
+                    "seconds": round(time.perf_counter() - began, 6),
+                    "client": origin.client,
+                    "request_id": next(iter(request.values(b"x-request-id")), None),
+                }
+            },
+        )
+
+    async def _answer(self, request: Request, body: AsgiBody, *, known: bool) -> Answer:
+        if not known:
+            refusal = Refusal(Code.NOT_FOUND, f"uploads live under {request.base_path}")
+            return self._service.refuse(refusal, request)
+        if not self._accept_upgrade and request.values(b"upgrade") and _has_body(request):
+            refusal = Refusal(
+                Code.BAD_REQUEST, "Upgrade: not on a request with a body; send it without"
+            )
+            return self._service.refuse(refusal, request)
+        try:
+            await self._open()
+        except (DataError, MetadataError) as error:
+            log.error("cannot open: %s", error)
+            refusal = Refusal(Code.UNAVAILABLE, "the server is not ready; try again", retry_after=2)
+            return self._service.refuse(refusal, request)
+        return await self._service.answer(request, body)
+
+    async def _send(self, answer: Answer, request: Request, receive: Receive, send: Send) -> int:
+        """Send the answer; how many bytes of body were given to the server."""
+        await send(
+            {"type": "http.response.start", "status": answer.status, "headers": answer.headers}
+        )
+        if not answer.pieces:
+            body = b"" if request.method == "HEAD" else answer.body
+            await send({"type": "http.response.body", "body": body})
+            return len(body)
+        sent = 0
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_until_gone, receive, tasks.cancel_scope)
+            sent = await self._send_pieces(answer, send)
+            tasks.cancel_scope.cancel()
+        return sent
+
+    async def _send_pieces(self, answer: Answer, send: Send) -> int:
+        sent = 0
+        try:
+            for piece in answer.pieces:
+                if piece.before:
+                    await send(
+                        {"type": "http.response.body", "body": piece.before, "more_body": True}
+                    )
+                if answer.upload is None:
+                    raise AssertionError
+                async for chunk in self.engine.read(answer.upload, piece.start, piece.stop):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    sent += len(chunk)
+        except DataError as error:
+            # The head is sent: to break off is the only way left to say that this is not all.
+            log.error("upload %s cannot be read: %s", answer.upload and answer.upload.id, error)
+            raise
+        await send({"type": "http.response.body", "body": answer.after})
+        return sent
+
+
+async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
+    """Cancel `scope` when the client goes away, so that nothing is read for nobody."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+def _path(scope: Scope, root_path: str) -> str:
+    """The path below where the application is mounted, as it was sent."""
+    raw = scope.get("raw_path")
+    path: str = raw.decode("latin-1").partition("?")[0] if raw else scope["path"]
+    root = root_path.rstrip("/")
+    if root and path.startswith(root + "/"):
+        return path[len(root) :]
+    return "/" if root and path == root else path
+
+
+def _has_body(request: Request) -> bool:
+    lengths = request.values(b"content-length")
+    return bool(request.values(b"transfer-encoding")) or any(n != "0" for n in lengths)

@@ -1,0 +1,123 @@
+"""What every transport does with a request: parse, carry out, render, and write one line about it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tidegate.protocol.commands import Discover
+from tidegate.protocol.dialects import downloads, tus1
+from tidegate.protocol.dialects.cors import Cors
+from tidegate.protocol.dialects.http import Header, Request
+from tidegate.protocol.errors import Code, Refusal
+from tidegate.protocol.model import Upload
+from tidegate.protocol.results import Readable
+from tidegate.transports.origin import Origin, Proxies
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tidegate.engine.engine import Engine
+    from tidegate.ports import Body
+
+log = logging.getLogger("tidegate.transport")
+access = logging.getLogger("tidegate.access")
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """A response, ready to be sent: its body is `body`, or pieces of an upload and `after`."""
+
+    status: int
+    headers: list[Header]
+    body: bytes = b""
+    upload: Upload | None = None
+    pieces: tuple[downloads.Piece, ...] = ()
+    after: bytes = b""
+
+
+class Service:
+    """The HTTP interface of an engine, without the connections."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        base_path: str,
+        public_url: str | None,
+        relative_location: bool,
+        trusted_proxies: Sequence[str],
+        cors_origins: Sequence[str],
+    ) -> None:
+        self.engine = engine
+        self.base_path = "/" + base_path.strip("/") + "/" if base_path.strip("/") else "/"
+        self._public_url = public_url.rstrip("/") if public_url else None
+        self._relative = relative_location
+        self._proxies = Proxies(trusted_proxies)
+        self._cors = Cors(
+            origins=tuple(cors_origins),
+            methods=tus1.METHODS,
+            request_headers=tus1.REQUEST_HEADERS,
+            response_headers=tus1.RESPONSE_HEADERS,
+        )
+
+    def origin(self, scheme: str, peer: str | None, headers: Sequence[Header]) -> Origin:
+        """Where a request came from, as far as the trusted proxies tell."""
+        return self._proxies.origin(scheme, peer, headers)
+
+    def base_url(self, origin: Origin, root_path: str) -> str:
+        """What Location begins with."""
+        if self._public_url is not None:
+            return self._public_url + self.base_path
+        path = root_path.rstrip("/") + self.base_path
+        if self._relative or origin.host is None:
+            return path
+        return f"{origin.scheme}://{origin.host}{path}"
+
+    def below_base(self, path: str) -> str | None:
+        """What follows the base path; None when `path` is not under it."""
+        if path.startswith(self.base_path):
+            return path[len(self.base_path) :]
+        return "" if path == self.base_path.rstrip("/") else None
+
+    async def answer(self, request: Request, body: Body) -> Answer:
+        """Carry out a request. Never raises what is not a cancellation."""
+        try:
+            answer = await self._answer(request, body)
+        except Refusal as refusal:
+            answer = self._refuse(refusal, request)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            internal = Refusal(Code.INTERNAL, "something went wrong here; try again")
+            answer = self._refuse(internal, request)
+        cors = self._cors.headers(request)
+        return msgspec.structs.replace(answer, headers=answer.headers + cors)
+
+    def refuse(self, refusal: Refusal, request: Request) -> Answer:
+        """The answer to a request that is refused by the transport itself."""
+        answer = self._refuse(refusal, request)
+        cors = self._cors.headers(request)
+        return msgspec.structs.replace(answer, headers=answer.headers + cors)
+
+    async def _answer(self, request: Request, body: Body) -> Answer:
+        command = tus1.parse(request)
+        result = await self.engine.handle(command, body)
+        if isinstance(result, Readable):
+            reading = downloads.reading(result.upload, request)
+            return Answer(
+                status=reading.status,
+                headers=[(b"tus-resumable", tus1.VERSION.encode()), *reading.headers],
+                upload=result.upload,
+                pieces=reading.pieces,
+                after=reading.after,
+            )
+        response = tus1.render(result, request)
+        upload = None if isinstance(command, Discover) else getattr(result, "upload", None)
+        return Answer(
+            status=response.status, headers=response.headers, body=response.body, upload=upload
+        )
+
+    def _refuse(self, refusal: Refusal, request: Request) -> Answer:
+        response = tus1.render_refusal(refusal, request)
+        return Answer(status=response.status, headers=response.headers, body=response.body)
