@@ -40,6 +40,8 @@ _UNITS: Final = {"": 1, "b": 1} | {
     for suffix, base in (("b", 1000), ("ib", 1024))
 }
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+LONGEST: Final = 36_500 * 86_400
+"""A hundred years, in seconds: dates in headers end with the year 9999."""
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", re.ASCII)
 _PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*", re.ASCII)
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", re.ASCII)
@@ -79,8 +81,10 @@ def parse_duration(text: str) -> float | None:
             " s, m, h, d or w (90s, 15m, 24h, 7d), or never"
         )
     seconds = float(Decimal(found[1]) * unit)
-    if seconds <= 0:
-        raise ValueError(f"{text!r} is no time at all: expected more than 0, or never")
+    if not 0 < seconds <= LONGEST:
+        raise ValueError(
+            f"{text!r} is out of range: expected more than 0 and at most 36500d, or never"
+        )
     return seconds
 
 
@@ -222,7 +226,7 @@ class Config:
     # This machine only: there is no login yet, so the network is let in by hand.
     host: Annotated[
         str,
-        Parameter(group=_LISTEN, metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all."),
+        Parameter(group=_LISTEN, metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all"),
     ] = "127.0.0.1"
     # The port of tusd, and so of the examples of most clients.
     port: Annotated[
@@ -231,23 +235,23 @@ class Config:
             group=_LISTEN,
             converter=_one(parse_port),
             metavar="PORT",
-            help="Port to listen on; 0: any that is free.",
+            help="Port to listen on; 0: any that is free",
         ),
     ] = 1080
     # Port and address can be tried from any program; a socket is for those with a proxy.
     unix_socket: Annotated[
         str | None,
-        Parameter(group=_LISTEN, metavar="PATH", help="Listen on a unix socket instead."),
+        Parameter(group=_LISTEN, metavar="PATH", help="Listen on a unix socket instead"),
     ] = None
     # A certificate can't be guessed; without one, plain HTTP is for this machine or behind a proxy.
     tls_cert: Annotated[
         str | None,
-        Parameter(group=_LISTEN, metavar="FILE", help="Certificate chain (PEM), for https."),
+        Parameter(group=_LISTEN, metavar="FILE", help="Certificate chain (PEM), for https"),
     ] = None
     # Goes with the certificate.
     tls_key: Annotated[
         str | None,
-        Parameter(group=_LISTEN, metavar="FILE", help="Private key (PEM), for https."),
+        Parameter(group=_LISTEN, metavar="FILE", help="Private key (PEM), for https"),
     ] = None
 
     # The path of tusd, and so of the examples of most clients.
@@ -257,7 +261,7 @@ class Config:
             group=_URLS,
             converter=_one(parse_base_path),
             metavar="PATH",
-            help="Path under which uploads live.",
+            help="Path under which uploads live",
         ),
     ] = "/files/"
     # What the client called (Host, or a trusted proxy's word) is right in nearly all set-ups.
@@ -267,13 +271,13 @@ class Config:
             group=_URLS,
             converter=_one(parse_public_url),
             metavar="URL",
-            help="Address that clients use, if Host can't tell.",
+            help="Address that clients use, where Host can't tell",
         ),
     ] = None
     # Absolute, as in every example of the specification: some clients take it as it is.
     relative_location: Annotated[
         bool,
-        Parameter(group=_URLS, help="Answer with paths, not with absolute URLs."),
+        Parameter(group=_URLS, help="Answer with paths, not with whole URLs"),
     ] = False
     # Anyone can send a Forwarded header, so nobody is believed who was not named.
     behind_proxy: Annotated[
@@ -282,7 +286,7 @@ class Config:
             group=_URLS,
             converter=_many(parse_proxy),
             metavar="NET",
-            help="Proxies to trust: addresses, networks, or *.",
+            help="Proxies to trust: addresses, networks, or *",
         ),
     ] = ()
     # No cookie is ever read or allowed, so a page gains nothing that any program could not do.
@@ -293,7 +297,7 @@ class Config:
             show_default="*",
             converter=_many(parse_origin),
             metavar="ORIGIN",
-            help="Sites whose pages may upload, or none.",
+            help="Sites whose pages may upload, or none",
         ),
     ] = ("*",)
 
@@ -304,7 +308,7 @@ class Config:
             group=_STORES,
             converter=_one(registry.check_data),
             metavar="URL",
-            help="Bytes: a folder, file:PATH or memory:.",
+            help="Bytes: a folder, file:PATH or memory:",
         ),
     ] = "tidegate-data"
     # Beside the data (None), so that one folder is moved, backed up or deleted, never half of it.
@@ -315,7 +319,7 @@ class Config:
             converter=_one(registry.check_metadata),
             metavar="URL",
             show_default=f"{registry.DATABASE} in data",
-            help="Records: a file or sqlite:PATH.",
+            help="Records: a file, or sqlite:PATH",
         ),
     ] = None
     # Short, safe whatever the client calls its file, and no folder grows beyond some thousands.
@@ -325,7 +329,7 @@ class Config:
             group=_STORES,
             converter=_one(parse_template),
             metavar="NAME",
-            help="Finished file, as {year}/{id}-{filename}.",
+            help="Of finished files: {year}/{id}{ext}",
         ),
     ] = registry.FILE_NAME
     # What a client was told is complete it deletes; what is unfinished it can send again.
@@ -335,7 +339,7 @@ class Config:
             group=_STORES,
             converter=_one(parse_durability),
             metavar="MODE",
-            help="What outlives a power cut: complete, ack, none.",
+            help="Survives a power cut: complete, ack, none",
         ),
     ] = Durability.COMPLETE
 
@@ -347,7 +351,7 @@ class Config:
             converter=_one(parse_size),
             metavar="SIZE",
             show_default="unlimited",
-            help="Largest upload, as 10GiB or 500MB.",
+            help="Largest upload, as 10GiB or 500MB",
         ),
     ] = None
     # See WEEK.
@@ -358,7 +362,7 @@ class Config:
             converter=_one(parse_duration),
             metavar="TIME",
             show_default="7d",
-            help="Life of an idle unfinished upload, or never.",
+            help="Life of an idle unfinished upload, or never",
         ),
     ] = WEEK
     # All that the stores can do: an extension costs nothing until a client uses it.
@@ -368,7 +372,7 @@ class Config:
             group=_LIMITS,
             converter=_many(parse_extension),
             metavar="NAME",
-            help="Extensions not to offer, as termination.",
+            help="Extension not to offer, as termination",
         ),
     ] = ()
     # Who knows the unguessable URL uploaded the file, or was given it by who did.
@@ -377,18 +381,18 @@ class Config:
         Parameter(
             group=_LIMITS,
             negative="--no-downloads",
-            help="Give uploads back by GET, or don't.",
+            help="Give complete uploads back to a GET",
         ),
     ] = True
 
     # A line per request and per thing that went wrong; what happens inside only when asked for.
     log_level: Annotated[
         LogLevel,
-        Parameter(group=PROCESS, metavar="LEVEL", help="debug, info, warning or error."),
+        Parameter(group=PROCESS, metavar="LEVEL", help="debug, info, warning or error"),
     ] = "info"
     # The first reader is a person at a terminal.
     log_format: Annotated[
-        LogFormat, Parameter(group=PROCESS, metavar="FORMAT", help="console or json.")
+        LogFormat, Parameter(group=PROCESS, metavar="FORMAT", help="console or json")
     ] = "console"
     # Docker kills 10 s after it asked (Kubernetes 30 s, systemd 90 s): what is left of them is for
     # saving what the requests that were cut off had sent, and for the last sync.
@@ -399,7 +403,7 @@ class Config:
             converter=_one(parse_duration),
             metavar="TIME",
             show_default="7s",
-            help="Time for requests to finish at a stop, or never.",
+            help="For requests to finish at a stop, or never",
         ),
     ] = 7.0
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
-from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from cyclopts.help import HelpEntry, HelpPanel
     from rich.console import Console, ConsoleOptions
+
+COLUMN: Final = 27
+"""Where descriptions begin: the longest name that is a flag's, and a gap."""
+DEFAULTS: Final = {"True": "on", "False": "off", "None": "", "()": ""}
 
 
 class HelpFormatter:
@@ -19,13 +23,12 @@ class HelpFormatter:
         """Print one group of flags or commands."""
         if not panel.entries:
             return
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for entry in panel.entries:
-            table.add_row(_name(entry), _description(entry))
         console.print(Text(str(panel.title), style="bold"))
-        console.print(table)
+        for entry in panel.entries:
+            line = _name(entry)
+            line.append(" " * max(2, COLUMN - len(line)))
+            line.append_text(_description(entry))
+            console.print(line, soft_wrap=True)
         console.print()
 
     def render_usage(self, console: Console, options: ConsoleOptions, usage: object) -> None:  # noqa: ARG002
@@ -40,28 +43,30 @@ class HelpFormatter:
         description: object,
     ) -> None:
         """Print what the command does."""
-        console.print(_plain(description))
-        console.print()
+        for paragraph in re.split(r"\n\s*\n", _plain(description)):
+            console.print(Text(" ".join(paragraph.split())))
+            console.print()
 
 
-def _plain(description: object) -> Text:
+def _plain(description: object) -> str:
     """The text that cyclopts made of a docstring, or of a `help`."""
     found = getattr(description, "primary_renderable", description)
-    return Text(str(found or "").strip())
+    return str(found or "").strip()
 
 
 def _name(entry: HelpEntry) -> Text:
-    names = [*entry.positive_shorts, *entry.positive_names, *entry.negative_names]
-    text = Text("  ")
-    text.append(", ".join(sorted(names, key=len)), style="cyan")
+    names = [*entry.positive_shorts, *entry.positive_names]
+    if entry.negative_names:
+        names = [name.replace("--", "--[no-]", 1) for name in names]
+    text = Text("  ").append(", ".join(names), style="cyan")
     if entry.metavar:
         text.append(f" {entry.metavar}", style="dim")
     return text
 
 
 def _description(entry: HelpEntry) -> Text:
-    text = _plain(entry.description)
-    # What is off is off by itself, and what is empty is nothing to tell.
-    if entry.default and entry.default not in ("None", "False", "()"):
-        text.append(f" [{entry.default}]", style="dim")
+    text = Text(_plain(entry.description).removesuffix("."))
+    default = str(entry.default or "")
+    if default := DEFAULTS.get(default, default):
+        text.append(f" [{default}]", style="dim")
     return text

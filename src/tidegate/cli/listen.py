@@ -8,7 +8,7 @@ import socket
 import ssl
 import stat
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tidegate.cli.errors import Failure
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 UNIX_PATH_BYTES: Final = 107
 """What `sun_path` holds on Linux, with the zero at its end."""
+NO_ADDRESS: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 ANYONE: Final = 0o666
 """Whoever may reach the folder may connect, as any program may connect to a port of this machine."""
 
@@ -75,59 +76,64 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 
 def _tcp(host: str, port: int, stack: ExitStack) -> list[socket.socket]:
     try:
-        found = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
-        )
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError):
         raise Failure(
             f"--host {host}: no address of that name: expected an address of this machine,"
             " like 127.0.0.1, 0.0.0.0 or localhost"
         ) from None
-    # A name may have several addresses, one per family, and some of them twice.
-    places = list(dict.fromkeys((family, address[:2]) for family, _, _, _, address in found))
+    # A name may have an address per family, and may have one of them twice.
+    places = dict.fromkeys((family, place) for family, _, _, _, place in found)
     bound: list[socket.socket] = []
-    for family, place in places:
+    absent: Failure | None = None
+    for family, (address, _, *scope) in places:
         # All of them on one port, also when the first got any that was free.
-        chosen = bound[0].getsockname()[1] if bound else port
-        bound.append(_bind(family, str(place[0]), chosen, stack, alone=len(places) == 1))
+        place = (address, bound[0].getsockname()[1] if bound else port, *scope)
+        try:
+            bound.append(_bind(family, place, stack, alone=len(places) == 1))
+        except OSError as error:
+            refused = _refused(place, error)
+            if error.errno not in NO_ADDRESS:
+                raise refused from error
+            # localhost is ::1, too, where there is no IPv6.
+            absent = absent or refused
+    if absent and not bound:
+        raise absent
     return bound
 
 
 def _bind(
-    family: socket.AddressFamily, host: str, port: int, stack: ExitStack, *, alone: bool
+    family: socket.AddressFamily, place: tuple[Any, ...], stack: ExitStack, *, alone: bool
 ) -> socket.socket:
-    place = f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
-    try:
-        bound = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        # A restart must not wait for the connections of its predecessor to be forgotten.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # `::` alone means every address of this machine, the old ones too.
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not alone))
-        bound.bind((host, port))
-    except OSError as error:
-        raise _refused(place, port, error) from error
+    bound = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    # A restart must not wait for the connections of its predecessor to be forgotten.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        # `::` alone means every address of this machine, the old ones too.
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not alone))
+    bound.bind(place)
     return bound
 
 
-def _refused(place: str, port: int, error: OSError) -> Failure:
+def _refused(place: tuple[Any, ...], error: OSError) -> Failure:
+    host, port = place[:2]
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if error.errno in NO_ADDRESS:
+        return Failure(
+            f"{shown} is not an address of this machine: expected one that is, or 0.0.0.0 for all"
+        )
     match error.errno:
         case errno.EADDRINUSE:
             return Failure(
-                f"{place} is in use by another program: stop it, or choose another --port"
+                f"{shown} is in use by another program: stop it, or choose another --port"
                 " (0: any that is free)"
             )
         case errno.EACCES | errno.EPERM:
             return Failure(
-                f"{place}: port {port} is for privileged users: choose a --port from 1024 on"
-            )
-        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
-            return Failure(
-                f"{place} is not an address of this machine: expected one that is, or 0.0.0.0"
-                " for all"
+                f"{shown}: port {port} is for privileged users: choose a --port from 1024 on"
             )
         case _:
-            return Failure(f"{place}: cannot listen: {_why(error)}")
+            return Failure(f"{shown}: cannot listen: {_why(error)}")
 
 
 # ------------------------------------------------------------------------------- unix sockets

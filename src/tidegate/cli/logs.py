@@ -55,6 +55,7 @@ def _formatter(log_format: LogFormat, *, colors: bool) -> logging.Formatter:
             structlog.dev.ConsoleRenderer(
                 colors=colors,
                 pad_event_to=0,
+                pad_level=False,
                 # Not the one that shows the values of local variables.
                 exception_formatter=structlog.dev.plain_traceback,
             )

@@ -24,15 +24,16 @@ def serve(
         Parameter(
             group=PROCESS,
             metavar="FILE",
-            show_default="tidegate.toml if there",
-            help="Settings as TOML.",
+            show_default="tidegate.toml, if there",
+            help="Settings as TOML",
         ),
     ] = None,
 ) -> int:
-    """Receive resumable uploads (tus 1.0.0) over HTTP, until SIGINT or SIGTERM.
+    """Receive resumable uploads (tus 1.0.0) over HTTP.
 
-    Each flag may also be set in the environment (TIDEGATE_MAX_SIZE=10GiB) or in a TOML file
-    (max-size = "10GiB"). A flag wins over the environment, the environment over the file.
+    Every flag can also be set in the environment (TIDEGATE_MAX_SIZE=10GiB) or in a TOML file
+    (max-size = "10GiB"); the flag wins over the environment, and that over the file. Where several
+    values make sense, repeat the flag, or put commas between them.
     """
     del config  # read with the other sources of settings
     logs.configure(settings.log_level, settings.log_format)

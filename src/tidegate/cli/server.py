@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
+import logging
 import signal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import uvicorn
 
@@ -26,15 +26,37 @@ KEEP_ALIVE: Final = 75
 """Seconds that an idle connection is kept: longer than proxies keep theirs (nginx, AWS: 60), so
 that none sends a request into a connection that we close."""
 SAVE_WITHIN: Final = 2.0
-"""Seconds that requests that were cut off have for storing what they read."""
+"""Seconds that requests that were cut off have for storing what they read: a hundred times what a
+disk that works needs."""
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+log = logging.getLogger("tidegate.server")
+
+
+class Connection(Protocol):
+    """What is used of uvicorn's protocols."""
+
+    transport: asyncio.Transport
 
 
 class Server(uvicorn.Server):
-    """A server whose signals are handled by `run`, and which says when it listens."""
+    """A server that says when it listens, and ends in order.
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    Asked to stop it accepts no more, lets the requests at work finish for `shutdown_timeout`
+    seconds (None: for ever), then closes their connections: to each it is as if its client went
+    away, so it stores what it read. Asked twice it closes them at once.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        announce: Callable[[], None],
+        shutdown_timeout: float | None,
+    ) -> None:
         super().__init__(config)
         self._announce = announce
+        self._shutdown_timeout = shutdown_timeout
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -50,10 +72,25 @@ class Server(uvicorn.Server):
         self._announce()
 
     def stop(self) -> None:
-        """Accept no more, and let what runs finish; asked again, wait for nobody."""
+        """Begin to stop; asked again, hurry."""
         if self.should_exit:
-            self.force_exit = True
+            self._cut()
+        elif self._shutdown_timeout is not None:
+            asyncio.get_running_loop().call_later(self._shutdown_timeout, self._cut)
         self.should_exit = True
+
+    def _cut(self) -> None:
+        state = self.server_state
+        if state.tasks:
+            log.warning("requests cut off: %d; their clients can resume", len(state.tasks))
+        for connection in list(state.connections):
+            # Not `close`, which would wait for a client that reads nothing.
+            cast("Connection", connection).transport.abort()
+        asyncio.get_running_loop().call_later(SAVE_WITHIN, self._give_up)
+
+    def _give_up(self) -> None:
+        """Wait no longer for requests: a disk that does not answer holds them."""
+        self.force_exit = True
 
 
 def run(
@@ -82,40 +119,34 @@ def run(
         log_config=None,
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=None if shutdown_timeout is None else math.ceil(shutdown_timeout),
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
-    server = Server(config, announce)
+    server = Server(config, announce=announce, shutdown_timeout=shutdown_timeout)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         return runner.run(_serve(app, server, sockets))
 
 
 async def _serve(app: Tidegate, server: Server, sockets: Sequence[socket.socket]) -> int:
     loop = asyncio.get_running_loop()
-    forced: list[int] = []
+    signals: list[int] = []
 
     def stop(number: int) -> None:
+        signals.append(number)
         server.stop()
-        if server.force_exit:
-            forced.append(number)
-            # A third one finds nobody who handles it.
-            for each in (signal.SIGINT, signal.SIGTERM):
+        if len(signals) > 1:
+            # A third one ends the process: what was acknowledged survives that.
+            for each in SIGNALS:
                 loop.remove_signal_handler(each)
                 signal.signal(each, signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         loop.add_signal_handler(number, stop, number)
     async with app:
         await server.serve(list(sockets))
-        await _end(server.server_state.tasks)
-    # As a shell reports a command that a signal ended.
-    return 128 + forced[0] if forced else 0
-
-
-async def _end(tasks: set[asyncio.Task[Any]]) -> None:
-    """Cut off the requests that are left, and let them store what they read."""
-    left = set(tasks)
-    for task in left:
-        task.cancel()
-    if left:
-        await asyncio.wait(left, timeout=SAVE_WITHIN)
+        left = set(server.server_state.tasks)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=SAVE_WITHIN)
+    # A second one is told as a shell tells of a command that a signal ended.
+    return 128 + signals[1] if len(signals) > 1 else 0

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 
 from cyclopts import Token
 
-from tidegate.cli.errors import Failure
 from tidegate.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ _KEYS: Final = {field.name.replace("_", "-") for field in fields(Config)}
 
 
 def read_sources(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Add to the arguments what the flags left open. Raises ConfigError, Failure."""
+    """Add to the arguments what the flags left open. Raises ConfigError."""
     _read_environment(arguments)
     path = next((a.tokens[-1].value for a in arguments if a.name == "--config" and a.tokens), None)
     if path is not None or os.path.exists(FILE):
@@ -52,7 +51,7 @@ def _read_file(path: Path, arguments: ArgumentCollection) -> None:
         with path.open("rb") as file:
             content = tomllib.load(file)
     except OSError as error:
-        raise Failure(f"{path}: the settings cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: the settings cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
     values: dict[str, object] = {}
@@ -87,7 +86,7 @@ def _texts(path: Path, name: str, value: object) -> list[str]:
             return ["true" if value else "false"]
         case str() | int() | float():
             return [str(value)]
-        case list() if getattr(Config, name.replace("-", "_")).__class__ is tuple:
+        case list() if isinstance(getattr(Config, name.replace("-", "_")), tuple):
             # An empty list says "none of them", which is no value on a command line.
             return [text for item in value for text in _texts(path, name, item)] or ["none"]
         case _:
