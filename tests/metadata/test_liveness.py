@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -36,6 +37,24 @@ def test_two_that_ask_at_once_do_not_take_each_other_for_the_holder(tmp_path: Pa
     fcntl.flock(asking, fcntl.LOCK_SH)
     assert not Liveness(tmp_path).is_alive("dead")
     os.close(asking)
+
+
+def test_what_cannot_come_alive_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listdir(_: object) -> list[str]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    holder = Liveness(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", listdir)
+        with pytest.raises(OSError, match="Input/output error"):
+            holder.open()
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "gate").touch()
+    (tmp_path / "turn").mkdir()
+    with pytest.raises(IsADirectoryError):
+        Turn(tmp_path)
 
 
 def test_turns_exclude_each_other(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fcntl
 import os
 import signal
@@ -320,6 +322,63 @@ async def test_looks_for_requests_only_while_it_holds(
     await until(stopped)
 
 
+# --------------------------------------------------------------------------------- cancellation
+
+
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize("when", ["queued", "answered"])
+async def test_a_lease_that_nobody_waits_for_is_let_go(
+    store: SQLiteMetadataStore, settled: bool, when: str
+) -> None:
+    """Whoever comes next has to recover only if the one that was cancelled would have had to."""
+    record = upload()
+    await add(store, record)
+    if not settled:
+        store.abandon((await hold(store, record.id)).lease)
+    await _cancel(store, store.acquire(record.id), when)
+    assert (await hold(store, record.id)).settled is settled
+
+
+@pytest.mark.parametrize("when", ["queued", "answered"])
+async def test_an_insert_that_nobody_waits_for_holds_nothing(
+    store: SQLiteMetadataStore, when: str
+) -> None:
+    record = upload()
+    await _cancel(store, store.insert(record, lease=True), when)
+    if when == "queued":
+        assert await store.load(record.id) is None
+    else:
+        assert (await hold(store, record.id)).settled
+
+
+async def test_a_lease_that_cannot_be_let_go_is_abandoned(store: SQLiteMetadataStore) -> None:
+    record = upload()
+    await add(store, record)
+    with Failing(store, "DELETE", sqlite3.SQLITE_FULL) as failing:
+        await _cancel(store, store.acquire(record.id), "answered")
+        await until(lambda: anyio.to_thread.run_sync(failing.reached.is_set))
+    assert not (await hold(store, record.id)).settled
+
+
+async def _cancel(store: SQLiteMetadataStore, call: Any, when: str) -> None:
+    """Cancel a call while it waits for its turn, or when its answer is there and not yet seen."""
+    with turn_held(store._path):
+        task = asyncio.ensure_future(call)
+        while not store._writer._waiting:
+            await anyio.lowlevel.checkpoint()
+        if when == "queued":
+            task.cancel()
+        else:
+            (operation,) = store._writer._waiting
+            callbacks = operation.future._callbacks  # the task's own wake-up
+            assert len(callbacks) == 1
+            operation.future.remove_done_callback(callbacks[0][0])
+            operation.future.add_done_callback(lambda _: task.cancel())
+            operation.future.add_done_callback(callbacks[0][0], context=callbacks[0][1])
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 # ------------------------------------------------------------------------------------- no room
 
 
@@ -466,6 +525,26 @@ async def test_another_process_sleeps_in_its_turn(path: Path) -> None:
         assert len([one async for one in store.uploads()]) == 1
 
 
+async def test_a_turn_that_cannot_be_had(
+    store: SQLiteMetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        with pytest.raises(UnavailableError, match="No locks available"):
+            await store.insert(upload())
+    await store.insert(upload())
+
+
+async def test_a_reader_that_fails(store: SQLiteMetadataStore) -> None:
+    with pytest.raises(UnavailableError, match="no such table"):
+        await store._in_thread(lambda db: db.execute("SELECT * FROM missing"))
+    with pytest.raises(UnavailableError, match="readonly"):
+        await store._in_thread(lambda db: db.execute("DELETE FROM upload"))
+
+
 async def test_closing_while_another_process_sleeps_in_its_turn(path: Path) -> None:
     """It doesn't wait for ever; what was not done is told."""
     store = SQLiteMetadataStore(path, busy_timeout=0.2)
@@ -503,186 +582,3 @@ async def test_reads_in_a_thread_when_the_loop_would_wait(store: SQLiteMetadataS
     store._reader = reader
     assert loaded is not None
     assert loaded.upload.id == record.id
-
-
-# ------------------------------------------------------------------------------ opening, closing
-
-
-async def test_closing_finishes_what_was_begun(path: Path) -> None:
-    store = SQLiteMetadataStore(path)
-    await store.open()
-    records = [upload() for _ in range(50)]
-    async with anyio.create_task_group() as tasks:
-        for record in records:
-            tasks.start_soon(store.insert, record)
-        await anyio.lowlevel.checkpoint()
-        await store.close()
-    await store.close()
-    assert holders(path) == []
-    assert not path.with_name(f"{path.name}-wal").exists()
-    async with opened(lambda: SQLiteMetadataStore(path)) as again:
-        assert len([one async for one in again.uploads()]) == 50
-
-
-async def test_a_closed_store_says_so(path: Path) -> None:
-    store = SQLiteMetadataStore(path)
-    await store.open()
-    record = upload()
-    grant = await store.insert(record, lease=True)
-    assert grant is not None
-    await store.close()
-    for call in (
-        store.load(record.id),
-        store.segments(record.id),
-        store.acquire(record.id),
-        store.insert(upload()),
-        store.commit(grant.lease, Change(upload=grant.upload)),
-    ):
-        with pytest.raises(UnavailableError, match="closed"):
-            await call
-    store.abandon(grant.lease)
-    # And it can be opened again.
-    await store.open()
-    assert not (await hold(store, record.id)).settled
-    await store.close()
-
-
-async def test_clears_away_what_dead_holders_left(store: SQLiteMetadataStore, path: Path) -> None:
-    folder = path.with_name(f"{path.name}-live")
-    (alive,) = holders(path)
-    (folder / "holder-dead").touch()
-    async with opened(lambda: SQLiteMetadataStore(path)):
-        assert len(holders(path)) == 2
-    assert holders(path) == [alive]
-    assert await still_works(store)
-
-
-async def still_works(store: MetadataStore) -> bool:
-    record = upload()
-    await add(store, record)
-    return await hold_of(store, record.id) is Hold.FREE
-
-
-def make(path: Path, *statements: str) -> None:
-    connection = sqlite3.connect(path)
-    for statement in statements:
-        connection.execute(statement)
-    connection.commit()
-    connection.close()
-
-
-async def refusal(path: Path, **options: Any) -> str:
-    """Why it can't be opened. Nothing is left open, or lying about, by that."""
-    store = SQLiteMetadataStore(path, busy_timeout=0.05, **options)
-    with pytest.raises(MetadataError) as caught:
-        await store.open()
-    await store.close()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path.parent) in message
-    return message
-
-
-async def test_says_why_it_cannot_open(tmp_path: Path) -> None:
-    path = tmp_path / "x.db"
-    assert "does not exist" in await refusal(tmp_path / "missing" / "x.db")
-    (tmp_path / "folder.db").mkdir()
-    assert "is a directory" in await refusal(tmp_path / "folder.db")
-    path.write_bytes(b"not a database, but long enough to look like one" * 100)
-    assert "not a SQLite database" in await refusal(path)
-    assert path.read_bytes().startswith(b"not a database")
-
-
-async def test_says_that_it_may_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.db"
-    make(path)
-    path.touch()
-    monkeypatch.setattr(os, "access", lambda place, _: place != path)
-    assert f"{path}: the database is not writable" in await refusal(path)
-    monkeypatch.setattr(os, "access", lambda place, _: place != tmp_path)
-    assert "the directory of the database is not writable" in await refusal(path)
-
-
-async def test_says_that_a_network_file_system_will_not_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tidegate.metadata.liveness.network_filesystem", lambda _: "nfs4")
-    assert "network file system (nfs4)" in await refusal(tmp_path / "x.db")
-    assert os.listdir(tmp_path) == []
-
-
-async def test_refuses_another_applications_database(tmp_path: Path) -> None:
-    path = tmp_path / "x.db"
-    make(path, "CREATE TABLE theirs (x)")
-    assert "of another application" in await refusal(path)
-    make(path, "DROP TABLE theirs", "PRAGMA application_id = 7")
-    assert "of another application" in await refusal(path)
-    connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # left as it was
-    connection.close()
-
-
-async def test_says_that_the_database_is_locked(tmp_path: Path) -> None:
-    path = tmp_path / "x.db"
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    assert "locked by another program" in await refusal(path)
-    other.close()
-
-
-async def test_says_that_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device", str(tmp_path / "x.db-live"))
-
-    monkeypatch.setattr(os, "mkdir", full)
-    assert "the disk is full" in await refusal(tmp_path / "x.db")
-
-
-# ----------------------------------------------------------------------------------- migrations
-
-FIRST = ("CREATE TABLE first (x)", "INSERT INTO first VALUES (1)")
-SECOND = ("ALTER TABLE first ADD COLUMN y", "UPDATE first SET y = x + 1")
-
-
-async def test_migrates_forward(path: Path) -> None:
-    """An older database gets the steps that it lacks, once, and keeps what it has."""
-    from tidegate.metadata.sqlite_schema import MIGRATIONS
-
-    record = upload()
-    async with opened(lambda: SQLiteMetadataStore(path)) as store:
-        await add(store, record)
-    newer = (*MIGRATIONS, FIRST, SECOND)
-    for _ in range(2):
-        async with opened(lambda: SQLiteMetadataStore(path, migrations=newer)) as store:
-            assert await store.load(record.id)
-    connection = sqlite3.connect(path)
-    assert connection.execute("SELECT * FROM first").fetchall() == [(1, 2)]
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(newer),)
-    connection.close()
-    assert "written by a newer tidegate" in await refusal(path)
-    assert f"schema {len(newer)}, this one knows {len(MIGRATIONS)}" in await refusal(path)
-
-
-async def test_a_failed_migration_changes_nothing(path: Path) -> None:
-    from tidegate.metadata.sqlite_schema import MIGRATIONS
-
-    async with opened(lambda: SQLiteMetadataStore(path)):
-        pass
-    broken = (*MIGRATIONS, FIRST, ("UPDATE missing SET x = 1",))
-    assert "no such table: missing" in await refusal(path, migrations=broken)
-    connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
-    connection.close()
-    async with opened(lambda: SQLiteMetadataStore(path)) as store:
-        assert await still_works(store)
-
-
-async def test_two_open_a_new_database_at_once(path: Path) -> None:
-    stores = [SQLiteMetadataStore(path) for _ in range(4)]
-    await together(*[store.open() for store in stores])
-    record = upload()
-    await add(stores[0], record)
-    for store in stores:
-        assert await store.load(record.id)
-    for store in stores:
-        await store.close()

@@ -95,18 +95,17 @@ class Liveness:
 
         (Otherwise the clearing could hit a file that was made and not yet locked.)
         """
-        descriptor = _open(self._path)
+        self._descriptor = _open(self._path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for name in os.listdir(self._folder):
                 holder = name.removeprefix(_HOLDER)
                 if holder not in {name, self.holder} and not self.is_alive(holder):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(self._folder / name)
         except BaseException:
-            os.close(descriptor)
+            self.close()
             raise
-        self._descriptor = descriptor
 
     def is_alive(self, holder: str) -> bool:
         """Whether some process has this holder open."""

@@ -106,8 +106,8 @@ class SQLiteMetadataStore:
                     )
                     self._liveness.open()
                 self._writer = Writer(self._path, turn, busy_timeout=self._busy_timeout)
-                stack.callback(self._writer.disconnect)
                 self._writer.connect()
+                stack.callback(self._writer.disconnect)
                 # On the event loop: never waits.
                 self._reader = schema.connect(self._path, busy_timeout=0, readonly=True)
                 stack.callback(self._reader.close)

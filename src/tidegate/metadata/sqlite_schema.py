@@ -105,12 +105,16 @@ def connect(path: Path, *, busy_timeout: float, readonly: bool = False) -> sqlit
         check_same_thread=False,
         cached_statements=256,
     )
-    if readonly:
-        connection.execute("PRAGMA query_only = 1")
-    # Never a temporary file: one more place that could be full, or forbidden.
-    connection.execute("PRAGMA temp_store = MEMORY")
-    # A burst of writes leaves a large log file behind; give its room back.
-    connection.execute("PRAGMA journal_size_limit = 67108864")
+    try:
+        if readonly:
+            connection.execute("PRAGMA query_only = 1")
+        # Never a temporary file: one more place that could be full, or forbidden.
+        connection.execute("PRAGMA temp_store = MEMORY")
+        # A burst of writes leaves a large log file behind; give its room back.
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -206,15 +206,20 @@ class Writer:
                 if batch:
                     self._carry_out(batch)
         except OSError as error:
-            for operation in batch or self._take():
-                operation.error = operation.error or sqlite_schema.translate(error)
+            if not batch:  # we had no turn
+                batch = self._take()
+                for operation in batch:
+                    operation.error = sqlite_schema.translate(error)
         return batch
 
     def _take(self) -> list[Operation[Any]]:
         batch: list[Operation[Any]] = []
         with contextlib.suppress(IndexError):
             while len(batch) < _MAX_BATCH:
-                batch.append(self._waiting.popleft())
+                operation = self._waiting.popleft()
+                # Not done, rather than done and then undone.
+                if operation.unwanted is None or not operation.future.cancelled():
+                    batch.append(operation)
         return batch
 
     def _carry_out(self, batch: list[Operation[Any]]) -> None:
