@@ -315,7 +315,8 @@ class Grant(msgspec.Struct, frozen=True):
     settled: bool
     """False: the last holder never released, so the bytes must be recovered before anything else."""
     boot_id: str
-    """What the last holder gave `MetadataStore.open`, when it never released; else empty."""
+    """What the last holder gave `MetadataStore.open`, when it never released; else empty. A holder
+    that never committed hands down that of the one before it, whose bytes it did not recover."""
     wanted: anyio.Event
     """Set when someone asks for the lease, or when it is lost: let go soon."""
 
@@ -454,7 +455,9 @@ class MetadataStore(Protocol):
         """All records (of a state, of a kind) by id. What changes meanwhile may be missed."""
 
     async def expired(self, now: float, limit: int) -> list[UploadId]:
-        """Uploads with `expires_at` <= now that nobody holds alive, oldest first."""
+        """Uploads with `expires_at` <= now that may expire, that nobody holds alive and that no
+        pending final needs; oldest first.
+        """
 
     async def tombstones(self, ended_before: float, limit: int) -> list[UploadId]:
         """Expired, terminated and failed uploads that ended before a time, oldest first."""
