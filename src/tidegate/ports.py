@@ -291,6 +291,10 @@ class PartUnavailableError(MetadataError):
         self.part = part
 
 
+class OverLimitError(MetadataError):
+    """With the new upload, unfinished ones would need more room than they may."""
+
+
 class PinnedError(MetadataError):
     """A pending final upload needs this partial."""
 
@@ -362,6 +366,18 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """Remove record, segments and lease. Events stay until they are delivered."""
 
 
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """How much room all uploads that are receiving may need together, in bytes; None: any.
+
+    An upload counts with its length; while that is not known, with what has come of it.
+    """
+
+    unfinished: int | None = None
+    """What they may come to, when all are whole."""
+    missing: int | None = None
+    """What may still be to come."""
+
+
 class Delivery(msgspec.Struct, frozen=True):
     """An event that was claimed for delivery."""
 
@@ -401,12 +417,13 @@ class MetadataStore(Protocol):
         lease: bool = False,
         events: Sequence[Event] = (),
         durable: bool = False,
+        room: Room | None = None,
     ) -> Grant | None:
         """Write a new record (its `version` 0 becomes 1), and take its lease when asked to.
 
         The parts of a new final must be partial uploads that are receiving or complete: checked in
-        the same transaction. Raises UploadExistsError, PartUnavailableError, NoRoomError,
-        UnavailableError.
+        the same transaction, as is `room`. Raises UploadExistsError, PartUnavailableError,
+        OverLimitError, NoRoomError, UnavailableError.
         """
 
     async def load(self, upload_id: UploadId) -> Loaded | None:
@@ -461,6 +478,15 @@ class MetadataStore(Protocol):
 
     async def tombstones(self, ended_before: float, limit: int) -> list[UploadId]:
         """Expired, terminated and failed uploads that ended before a time, oldest first."""
+
+    async def take_turn(self, name: str, now: float, ttl: float) -> bool:
+        """Be the one, of all that share the store, who does `name` for `ttl` seconds from now.
+
+        False when someone else is. One's own turn can be taken again, to make it longer.
+        """
+
+    async def end_turn(self, name: str) -> None:
+        """Let someone else have the turn, if it is ours."""
 
     async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
         """Take events for delivery, for `ttl` seconds: of each upload the oldest undelivered one,

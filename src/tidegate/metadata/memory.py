@@ -16,6 +16,7 @@ from tidegate.ports import (
     Lease,
     LeaseLostError,
     Loaded,
+    OverLimitError,
     PartUnavailableError,
     PinnedError,
     UnknownUploadError,
@@ -28,7 +29,7 @@ from tidegate.protocol.model import Kind, State
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
-    from tidegate.ports import Change, MetadataStore
+    from tidegate.ports import Change, MetadataStore, Room
     from tidegate.protocol.model import Event, Segment, Upload, UploadId
 
 _HOLDER = "memory"
@@ -96,6 +97,7 @@ class MemoryMetadataStore:
         lease: bool = False,
         events: Sequence[Event] = (),
         durable: bool = False,  # noqa: ARG002
+        room: Room | None = None,
     ) -> Grant | None:
         """Write a new record, and take its lease when asked to. See the port."""
         if upload.id in self._records:
@@ -109,10 +111,21 @@ class MemoryMetadataStore:
                     or found.upload.state not in {State.RECEIVING, State.COMPLETE}
                 ):
                     raise PartUnavailableError(part)
+        if room is not None:
+            self._check_room(room, upload)
         record = _Record(replace(upload, version=upload.version + 1))
         self._records[upload.id] = record
         self._tell(events)
         return self._grant(record) if lease else None
+
+    def _check_room(self, room: Room, upload: Upload) -> None:
+        receiving = [r.upload for r in self._records.values() if r.upload.state is State.RECEIVING]
+        promised = sum(u.promised for u in [*receiving, upload])
+        missing = promised - sum(u.offset for u in [*receiving, upload])
+        if room.unfinished is not None and promised > room.unfinished:
+            raise OverLimitError(f"unfinished uploads would come to {promised} bytes")
+        if room.missing is not None and missing > room.missing:
+            raise OverLimitError(f"unfinished uploads would still need {missing} bytes")
 
     async def load(self, upload_id: UploadId) -> Loaded | None:
         """The record and its hold, or None."""
@@ -267,6 +280,13 @@ class MemoryMetadataStore:
             and record.upload.ended_at < ended_before
         ]
         return [upload_id for _, upload_id in sorted(found)[:limit]]
+
+    async def take_turn(self, name: str, now: float, ttl: float) -> bool:  # noqa: ARG002
+        """Always: nobody shares this store."""
+        return True
+
+    async def end_turn(self, name: str) -> None:
+        """Nobody waits for it."""
 
     # -------------------------------------------------------------------------------- events
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
-    from tidegate.ports import Change, MetadataStore
+    from tidegate.ports import Change, MetadataStore, Room
     from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
 
 T = TypeVar("T")
@@ -143,6 +143,7 @@ class SQLiteMetadataStore:
         lease: bool = False,
         events: Sequence[Event] = (),
         durable: bool = False,
+        room: Room | None = None,
     ) -> Grant | None:
         """Write a new record, and take its lease when asked to. See the port."""
         upload = replace(upload, version=upload.version + 1)
@@ -151,7 +152,7 @@ class SQLiteMetadataStore:
         granting = self._leases.granting(upload.id) if lease else None
 
         def run(db: sqlite3.Connection) -> Grant | None:
-            rows.insert(db, upload, record, told)
+            rows.insert(db, upload, record, told, room)
             if granting is None:
                 return None
             token = rows.grant(db, upload.id, self._holder)
@@ -304,6 +305,18 @@ class SQLiteMetadataStore:
     async def tombstones(self, ended_before: float, limit: int) -> list[UploadId]:
         """Expired, terminated and failed uploads that ended before a time, oldest first."""
         return await self._in_thread(lambda db: rows.tombstones(db, ended_before, limit))
+
+    async def take_turn(self, name: str, now: float, ttl: float) -> bool:
+        """Be the one who does `name` for `ttl` seconds, unless someone else is."""
+        holder = self._holder.id
+        return await self._writer.submit(
+            Operation(lambda db: rows.take_turn(db, name, holder, now, ttl))
+        )
+
+    async def end_turn(self, name: str) -> None:
+        """Let someone else have the turn, if it is ours."""
+        holder = self._holder.id
+        await self._writer.submit(Operation(lambda db: rows.end_turn(db, name, holder)))
 
     # -------------------------------------------------------------------------------- events
 

@@ -14,6 +14,7 @@ from tidegate.ports import (
     Delivery,
     LeaseLostError,
     MetadataError,
+    OverLimitError,
     PartUnavailableError,
     PinnedError,
     UnknownUploadError,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from tidegate.ports import Change, Lease
+    from tidegate.ports import Change, Lease, Room
 
 encode = msgspec.json.Encoder().encode
 _upload_decoder = msgspec.json.Decoder(Upload)
@@ -64,12 +65,17 @@ class Taken(NamedTuple):
 
 
 def insert(
-    db: sqlite3.Connection, upload: Upload, record: bytes, events: Iterable[tuple[Event, bytes]]
+    db: sqlite3.Connection,
+    upload: Upload,
+    record: bytes,
+    events: Iterable[tuple[Event, bytes]],
+    room: Room | None = None,
 ) -> None:
-    """Add a record. Raises UploadExistsError, PartUnavailableError."""
+    """Add a record. Raises UploadExistsError, PartUnavailableError, OverLimitError."""
     added = db.execute(
-        "INSERT INTO upload (id, version, state, kind, expires_at, ended_at, record)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO upload"
+        " (id, version, state, kind, expires_at, ended_at, record, promised, stored)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (
             upload.id,
             upload.version,
@@ -78,10 +84,14 @@ def insert(
             upload.expires_at,
             upload.ended_at,
             record,
+            upload.promised,
+            upload.offset,
         ),
     )
     if added.rowcount == 0:
         raise UploadExistsError(upload.id)
+    if room is not None:
+        _check_room(db, room)
     if upload.kind is Kind.FINAL:
         for part in dict.fromkeys(upload.parts):
             if not _is_usable_part(db, part):
@@ -91,6 +101,17 @@ def insert(
                     "INSERT INTO final_part (part_id, final_id) VALUES (?, ?)", (part, upload.id)
                 )
     _tell(db, upload.id, events)
+
+
+def _check_room(db: sqlite3.Connection, room: Room) -> None:
+    promised, stored = db.execute(
+        "SELECT coalesce(sum(promised), 0), coalesce(sum(stored), 0)"
+        " FROM upload WHERE state = 'receiving'"
+    ).fetchone()
+    if room.unfinished is not None and promised > room.unfinished:
+        raise OverLimitError(f"unfinished uploads would come to {promised} bytes")
+    if room.missing is not None and promised - stored > room.missing:
+        raise OverLimitError(f"unfinished uploads would still need {promised - stored} bytes")
 
 
 def _is_usable_part(db: sqlite3.Connection, part: UploadId) -> bool:
@@ -179,14 +200,16 @@ def commit(
         _forget(db, upload.id)
     else:
         db.execute(
-            "UPDATE upload SET version = ?, state = ?, expires_at = ?, ended_at = ?, record = ?"
-            " WHERE id = ?",
+            "UPDATE upload SET version = ?, state = ?, expires_at = ?, ended_at = ?, record = ?,"
+            " promised = ?, stored = ? WHERE id = ?",
             (
                 upload.version,
                 upload.state.value,
                 upload.expires_at,
                 upload.ended_at,
                 record,
+                upload.promised,
+                upload.offset,
                 upload.id,
             ),
         )
@@ -384,3 +407,22 @@ def _bring_forward(db: sqlite3.Connection, upload_id: UploadId) -> None:
         " (SELECT min(sequence) FROM event WHERE upload_id = ? AND given_up = 0)",
         (upload_id,),
     )
+
+
+# ------------------------------------------------------------------------------------------ turns
+
+
+def take_turn(db: sqlite3.Connection, name: str, holder: str, now: float, ttl: float) -> bool:
+    """Be the one who does `name`, unless someone else is."""
+    taken = db.execute(
+        "INSERT INTO turn (name, holder, until) VALUES (?1, ?2, ?3)"
+        " ON CONFLICT (name) DO UPDATE SET holder = ?2, until = ?3"
+        " WHERE holder = ?2 OR until <= ?4",
+        (name, holder, now + ttl, now),
+    )
+    return taken.rowcount > 0
+
+
+def end_turn(db: sqlite3.Connection, name: str, holder: str) -> None:
+    """Let someone else have the turn."""
+    db.execute("DELETE FROM turn WHERE name = ? AND holder = ?", (name, holder))

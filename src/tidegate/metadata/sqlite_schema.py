@@ -90,6 +90,27 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX event_due ON event (due_at) WHERE due_at IS NOT NULL",
         "CREATE INDEX event_upload ON event (upload_id, sequence) WHERE given_up = 0",
     ),
+    (
+        # What an upload will come to, as far as is known, and what has come of it, in bytes. Both
+        # are summed over all that are receiving, out of the index.
+        "ALTER TABLE upload ADD COLUMN promised INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE upload ADD COLUMN stored INTEGER NOT NULL DEFAULT 0",
+        """
+        UPDATE upload SET
+            stored = coalesce(CAST(record AS TEXT) ->> '$.offset', 0),
+            promised = coalesce(
+                CAST(record AS TEXT) ->> '$.length', CAST(record AS TEXT) ->> '$.offset', 0
+            )
+        """,
+        "CREATE INDEX upload_room ON upload (promised, stored) WHERE state = 'receiving'",
+        """
+        CREATE TABLE turn (
+            name TEXT PRIMARY KEY,
+            holder TEXT NOT NULL,
+            until REAL NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
 )
 
 

@@ -100,6 +100,11 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.state in GONE
 
     @property
+    def promised(self) -> int:
+        """What it will come to, in bytes: its length, or what has come while that is not known."""
+        return self.offset if self.length is None else self.length
+
+    @property
     def whole(self) -> bool:
         """Whether every byte is acknowledged, so that completion is due or done."""
         return self.length is not None and self.offset == self.length
