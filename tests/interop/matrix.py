@@ -166,7 +166,7 @@ def versions() -> dict[str, str]:
         "tus-js-client in Chromium": tus_js,
         "Uppy in Chromium": lock["node_modules/@uppy/tus"]["version"],
         "tusgo": go["github.com/bdragon300/tusgo"],
-        "go-tus": go["github.com/eventials/go-tus"].split("-")[0],
+        "go-tus": go["github.com/eventials/go-tus"][:14],
         "tus-java-client": java[1] if java else "?",
     }
     for name in ("tuspy", "aiotus"):

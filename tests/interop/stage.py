@@ -102,6 +102,16 @@ class Stage:
         assert len(got.content) == len(content)
         assert hashlib.sha256(got.content).digest() == hashlib.sha256(content).digest()
 
+    def offers(self, extension: str) -> bool:
+        """Whether the server says that it has this extension."""
+        told = httpx.options(self.server.url, trust_env=False).headers["tus-extension"]
+        return extension in told.split(",")
+
+    def check_answers(self) -> None:
+        """Whatever clients and lines did, the server never failed."""
+        failed = [r for r in self.proxy.responses if r.status >= 500 and r.status != 503]
+        assert not failed, f"{self.proxy.log()}\n--- the server\n{self.server.tail()}"
+
     def wait_until(self, happened: Callable[[], bool], otherwise: str, timeout: float = 10) -> None:
         """Wait for a condition of the server's, asking again and again."""
         end = time.monotonic() + timeout
@@ -114,6 +124,15 @@ class Stage:
     def creations(self) -> list[Request]:
         """The requests that created uploads."""
         return [r for r in self.proxy.sent("POST") if "x-http-method-override" not in r.fields]
+
+    def answers(self, method: str) -> list[int]:
+        """The statuses of the answers to this method's requests, without interim ones."""
+        answers = list(self.proxy.responses)
+        found: list[int] = []
+        for request in self.proxy.sent(method):
+            later = [a for a in answers if a.connection == request.connection and a.at > request.at]
+            found += [answer.status for answer in later if answer.status >= 200][:1]
+        return found
 
     def patches(self) -> list[Request]:
         """The requests that carried bytes to an upload, under whatever method."""

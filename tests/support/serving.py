@@ -1,0 +1,81 @@
+"""Applications served to tests: the ways in, and the pairs of stores behind."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from tidegate.cli.server import HEAD_BYTES
+from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.stores.local import LocalStore
+from tidegate.stores.memory import MemoryStore
+from tests.support.exchange import AsgiClient, Client, SocketClient
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tidegate.ports import DataStore, MetadataStore
+
+PAIRS = ("local+sqlite", "local+memory", "memory+sqlite", "memory+memory")
+WAYS = ("asgi", "h11", "httptools")
+"""In process; over a socket as `tidegate serve` does; as uvicorn serves an application by default."""
+MEMORY = 64 * 1024 * 1024
+
+
+def stores(pair: str, folder: Path) -> tuple[DataStore, MetadataStore]:
+    """The two stores of a pair, not opened yet."""
+    data, _, metadata = pair.partition("+")
+    return (
+        LocalStore(folder / "data") if data == "local" else MemoryStore(MEMORY),
+        SQLiteMetadataStore(folder / "tidegate.db")
+        if metadata == "sqlite"
+        else MemoryMetadataStore(),
+    )
+
+
+@asynccontextmanager
+async def served(app: Any, way: str) -> AsyncIterator[Client]:
+    """A client of an application that is open already."""
+    if way == "asgi":
+        yield AsgiClient(app)
+        return
+    async with listening(app, way) as port:
+        yield SocketClient("127.0.0.1", port)
+
+
+@asynccontextmanager
+async def listening(app: Any, http: Any = "h11", **settings: Any) -> AsyncIterator[int]:
+    """uvicorn's protocol `http` on a port of this event loop; nothing waits for its ticks."""
+    config = uvicorn.Config(
+        app,
+        http=http,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        **settings,
+    )
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),
+        "127.0.0.1",
+        0,
+    )
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.transport.abort()
+        if state.tasks:
+            await asyncio.wait(state.tasks, timeout=10)
+        await server.wait_closed()
