@@ -105,13 +105,13 @@ def insert(
 
 def _check_room(db: sqlite3.Connection, room: Room) -> None:
     promised, stored = db.execute(
-        "SELECT coalesce(sum(promised), 0), coalesce(sum(stored), 0)"
-        " FROM upload WHERE state = 'receiving'"
+        # total(): two clients' claims of 2^63-1 bytes must not overflow a sum.
+        "SELECT total(promised), total(stored) FROM upload WHERE state = 'receiving'"
     ).fetchone()
     if room.unfinished is not None and promised > room.unfinished:
-        raise OverLimitError(f"unfinished uploads would come to {promised} bytes")
+        raise OverLimitError(f"unfinished uploads would come to {promised:.0f} bytes")
     if room.missing is not None and promised - stored > room.missing:
-        raise OverLimitError(f"unfinished uploads would still need {promised - stored} bytes")
+        raise OverLimitError(f"unfinished uploads would still need {promised - stored:.0f} bytes")
 
 
 def _is_usable_part(db: sqlite3.Connection, part: UploadId) -> bool:

@@ -14,17 +14,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidegate.testing.metadata import events, leases, records
+from tidegate.testing.metadata import events, leases, records, sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tidegate.testing.metadata.support import Check, MakeStore
 
-METADATA_STORE_CHECKS: list[Check] = [*records.CHECKS, *leases.CHECKS, *events.CHECKS]
+METADATA_STORE_CHECKS: list[Check] = [
+    *records.CHECKS,
+    *leases.CHECKS,
+    *events.CHECKS,
+    *sharing.CHECKS,
+]
 """For every store."""
 
-SHARED_METADATA_STORE_CHECKS: list[Check] = [*leases.SHARED_CHECKS, *events.SHARED_CHECKS]
+SHARED_METADATA_STORE_CHECKS: list[Check] = [
+    *leases.SHARED_CHECKS,
+    *events.SHARED_CHECKS,
+    *sharing.SHARED_CHECKS,
+]
 """For stores whose `shared` is true, besides."""
 
 
