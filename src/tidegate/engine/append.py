@@ -9,7 +9,7 @@ import anyio
 from msgspec.structs import replace
 
 from tidegate.engine.completion import complete
-from tidegate.engine.core import locked
+from tidegate.engine.core import locked, stopping
 from tidegate.engine.sessions import go_back
 from tidegate.ports import BodyEnd, NoSpaceError, SyncFailedError
 from tidegate.protocol.decide import unverifiable
@@ -60,7 +60,8 @@ async def _receive(receiver: _Receiver, body: Body, payload: Payload) -> None:
     end = BodyEnd.WHOLE
     if payload.length != 0:
         try:
-            end = await body.copy_to(receiver, receiver.held.wanted)
+            with receiver.core.receiving(receiver.held.wanted):
+                end = await body.copy_to(receiver, receiver.held.wanted)
         except NoSpaceError:
             await receiver.salvage()
             raise
@@ -71,11 +72,21 @@ async def _receive(receiver: _Receiver, body: Body, payload: Payload) -> None:
         end = BodyEnd.DROPPED
     if end is not BodyEnd.WHOLE:
         await receiver.salvage()
-        if end is BodyEnd.STOPPED and not receiver.held.upload.complete:
-            raise locked()
+        if not receiver.held.upload.complete:
+            _tell_why(receiver.core, end)
         return
     await receiver.verify(body)
     await receiver.keep()
+
+
+def _tell_why(core: Core, end: BodyEnd) -> None:
+    """Refuse a body that was not read to its end, unless it is the client who is gone."""
+    if end is BodyEnd.STOPPED:
+        raise stopping() if core.draining else locked()
+    if end is BodyEnd.STALLED:
+        raise Refusal(
+            Code.STALLED, "too little came for too long; what arrived is kept, go on", retry_after=1
+        )
 
 
 class _Receiver:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 from msgspec.structs import replace
 
@@ -21,6 +22,7 @@ from tidegate.ports import (
     MetadataError,
     NoRoomError,
     NoSpaceError,
+    OverLimitError,
     UnknownUploadError,
 )
 from tidegate.protocol.errors import Code, Refusal
@@ -71,7 +73,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     orphan_age: float = DAY
     """How old bytes without a record must be before a sweep deletes them."""
     sweep_every: float = 60.0
-    """How often the server sweeps on its own; 0: never."""
+    """How often the server looks for what expired, and for finals to assemble."""
+    orphans_every: float = 6 * 3600.0
+    """How often it looks through all that is stored for what belongs to nothing: a walk over every
+    file, for what only a crash in a narrow window leaves."""
+    max_unfinished: int | None = None
+    """What all unfinished uploads may come to; None: any."""
+    reserve_disk: int | None = None
+    """What must stay free on the data store when all unfinished uploads are whole; None: an upload
+    is taken whether it will fit or not."""
     new_id: Callable[[Upload], str] = random_id
 
 
@@ -99,6 +109,10 @@ class Core:
         """Uploads with acknowledged bytes that a graceful stop has to sync."""
         self.background: TaskGroup
         """Where work goes on behind a request; the engine owns it."""
+        self.writing: set[anyio.Event] = set()
+        """What makes each body that is being received stop."""
+        self.draining = False
+        """The server is about to stop: no body is received any more."""
         self.events_written: Callable[[], None] = lambda: None
         self.part_changed: Callable[[UploadId], None] = lambda _: None
         """To be told when a partial upload became complete or went away."""
@@ -112,6 +126,23 @@ class Core:
     def acks_durable(self) -> bool:
         """Whether every acknowledgement must."""
         return self.settings.durability is Durability.ACK
+
+    @contextmanager
+    def receiving(self, wanted: anyio.Event) -> Iterator[None]:
+        """Receive a body that `drain` can stop. Raises Refusal when it already has."""
+        if self.draining:
+            raise stopping()
+        self.writing.add(wanted)
+        try:
+            yield
+        finally:
+            self.writing.discard(wanted)
+
+    def drain(self) -> None:
+        """Ask every body that is being received to stop, and refuse those that come."""
+        self.draining = True
+        for wanted in self.writing:
+            wanted.set()
 
     def touched(self, upload: Upload) -> Upload:
         """The record after a POST or a PATCH: the time of its expiry slides."""
@@ -160,6 +191,13 @@ def refusing() -> Iterator[None]:
     """
     try:
         yield
+    except OverLimitError as error:
+        log.warning("%s", error)
+        raise Refusal(
+            Code.NO_SPACE,
+            "the server has no room for another unfinished upload of this size",
+            retry_after=60,
+        ) from error
     except (NoSpaceError, NoRoomError) as error:
         log.error("no space: %s", error)
         raise Refusal(
@@ -187,3 +225,10 @@ def refusing() -> Iterator[None]:
 def locked() -> Refusal:
     """The refusal for an upload that someone else is writing to."""
     return Refusal(Code.LOCKED, "another request is writing to this upload", retry_after=1)
+
+
+def stopping() -> Refusal:
+    """The refusal of a server that is about to stop."""
+    return Refusal(
+        Code.STOPPING, "the server is restarting; what arrived is kept, go on", retry_after=1
+    )

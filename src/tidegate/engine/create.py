@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from tidegate.engine.append import receive
 from tidegate.engine.completion import complete
 from tidegate.engine.sessions import Session
-from tidegate.ports import Grant, PartUnavailableError, UploadExistsError
+from tidegate.ports import Grant, PartUnavailableError, Room, UploadExistsError
 from tidegate.protocol import decide
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.model import EventType, Kind, Upload, UploadId
@@ -68,6 +68,7 @@ async def _insert(core: Core, upload: Upload, *, lease: bool) -> Session | None:
             lease=lease,
             events=core.events(EventType.CREATED, upload),
             durable=core.acks_durable,
+            room=await _room(core),
         )
     except PartUnavailableError as error:
         number = upload.parts.index(error.part) + 1
@@ -78,6 +79,18 @@ async def _insert(core: Core, upload: Upload, *, lease: bool) -> Session | None:
         raise Refusal(Code.EXISTS, "there is, or was, an upload with this name") from error
     core.events_written()
     return None if grant is None else Session(core, grant)
+
+
+async def _room(core: Core) -> Room | None:
+    """How much all unfinished uploads may need, the new one included."""
+    settings = core.settings
+    missing = None
+    if settings.reserve_disk is not None:
+        free = await core.data.free_space()
+        missing = None if free is None else max(0, free - settings.reserve_disk)
+    if missing is None and settings.max_unfinished is None:
+        return None
+    return Room(unfinished=settings.max_unfinished, missing=missing)
 
 
 async def _begin(core: Core, held: Session, plan: CreatePlan, body: Body) -> None:

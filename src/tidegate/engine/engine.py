@@ -15,7 +15,7 @@ from tidegate.engine.core import Core, Settings, locked, log, refusing
 from tidegate.engine.create import create
 from tidegate.engine.outbox import Outbox
 from tidegate.engine.sessions import Session, acquire, session
-from tidegate.engine.sweep import Swept, sweep
+from tidegate.engine.sweep import Swept, sweep, sweep_in_turn
 from tidegate.ports import DataError, Held, Hold, Loaded, MetadataError
 from tidegate.protocol import decide
 from tidegate.protocol.capabilities import Capability, Offer, extensions
@@ -157,6 +157,13 @@ class Engine:
         """Bytes [start, stop) of an upload that a Download found readable. Raises DataError."""
         return self._core.data.read(upload, start, stop)
 
+    def drain(self) -> None:
+        """The server is about to stop: ask every body that is being received to end.
+
+        What arrived is kept, and such requests are refused with Retry-After, as are new bodies.
+        """
+        self._core.drain()
+
     async def sweep(self, *, dry_run: bool = False) -> Swept:
         """Give up what expired, forget old tombstones, delete orphans; or only say what would be.
 
@@ -271,12 +278,16 @@ class Engine:
     async def _tend(self) -> None:
         """Finish pending finals, and sweep, from time to time."""
         core = self._core
+        look = core.clock.monotonic()
         while True:
             try:
                 await self._assembler.wake_all()
-                await sweep(core)
-            except (DataError, MetadataError) as error:
-                log.error("sweep: %s", error)
+            except MetadataError as error:
+                log.error("pending finals: %s", error)
+            orphans = core.clock.monotonic() >= look
+            if orphans:
+                look = core.clock.monotonic() + core.settings.orphans_every
+            await sweep_in_turn(core, orphans=orphans)
             await anyio.sleep(core.settings.sweep_every)
 
     async def _sync_all(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 from msgspec.structs import replace
 
@@ -34,6 +35,11 @@ BATCH = 500
 """Uploads looked at between two looks at the metadata store."""
 
 
+TURN = "sweep"
+TURN_FOR = 3600.0
+"""Seconds after which another server sweeps, should the one at it have died."""
+
+
 class Swept(msgspec.Struct):
     """What a sweep did, or with a dry run would have done."""
 
@@ -47,14 +53,40 @@ class Swept(msgspec.Struct):
     """What could not be done, in words for the operator."""
 
 
-async def sweep(core: Core, *, dry_run: bool = False) -> Swept:
-    """Sweep once. One upload's failure does not stop the rest. Raises MetadataError, DataError."""
+async def sweep(core: Core, *, dry_run: bool = False, orphans: bool = True) -> Swept:
+    """Sweep once; with `orphans` look through all that is stored, too.
+
+    One upload's failure does not stop the rest. Raises MetadataError, DataError.
+    """
     swept = Swept()
     await _expire_all(core, swept, dry_run=dry_run)
     await _forget_all(core, swept, dry_run=dry_run)
-    async for stored in core.data.stored():
-        await _sweep_stored(core, swept, stored, dry_run=dry_run)
+    if orphans:
+        async for stored in core.data.stored():
+            await _sweep_stored(core, swept, stored, dry_run=dry_run)
     return swept
+
+
+async def sweep_in_turn(core: Core, *, orphans: bool) -> None:
+    """Sweep, unless another server is at it. What goes wrong is logged."""
+    try:
+        if not await core.metadata.take_turn(TURN, core.clock.now(), TURN_FOR):
+            return
+        try:
+            swept = await sweep(core, orphans=orphans)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await core.metadata.end_turn(TURN)
+    except (DataError, MetadataError) as error:
+        log.error("sweep: %s", error)
+        return
+    if swept.expired or swept.forgotten or swept.orphans:
+        log.info(
+            "sweep: %d expired, %d forgotten, %d orphans",
+            len(swept.expired),
+            len(swept.forgotten),
+            len(swept.orphans),
+        )
 
 
 async def _expire_all(core: Core, swept: Swept, *, dry_run: bool) -> None:

@@ -32,10 +32,16 @@ class Code(enum.Enum):
     UNSUPPORTED_ENCODING = "unsupported_encoding", 415
     RANGE_NOT_SATISFIABLE = "range_not_satisfiable", 416
     LOCKED = "locked", 423
+    TOO_MANY = "too_many", 429
     CHECKSUM_MISMATCH = "checksum_mismatch", 460
     INTERNAL = "internal", 500
     UNSUPPORTED_TRANSFER_CODING = "unsupported_transfer_coding", 501
     UNAVAILABLE = "unavailable", 503
+    # 503 and not 408: clients give up on most of 4xx (tus-js-client on all but 409 and 423), and
+    # browsers repeat a request that gets 408 behind their page's back.
+    STALLED = "stalled", 503
+    STOPPING = "stopping", 503
+    BUSY = "busy", 503
     NO_SPACE = "no_space", 507
 
     def __init__(self, label: str, status: int) -> None:

@@ -103,6 +103,13 @@ class Tidegate:
         async with self:
             yield
 
+    def drain(self) -> None:
+        """The server got the word to stop: ask every body that is being received to end.
+
+        What arrived is kept, and such requests are refused with Retry-After, as are new bodies.
+        """
+        self.engine.drain()
+
     async def _open(self) -> None:
         if self._opening is None:
             self._closing = asyncio.Event()
