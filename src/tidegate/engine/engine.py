@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from tidegate.clock import SystemClock
 from tidegate.engine.append import receive
+from tidegate.engine.check import Checked, Finding, check
 from tidegate.engine.concat import Assembler
 from tidegate.engine.core import Core, Settings, locked, log, refusing
 from tidegate.engine.create import create
@@ -170,6 +171,10 @@ class Engine:
         Raises MetadataError, DataError.
         """
         return await sweep(self._core, dry_run=dry_run)
+
+    def check(self, checked: Checked, *, repair: bool = False) -> AsyncIterator[Finding]:
+        """What does not agree between records and bytes; see `tidegate.engine.check`."""
+        return check(self._core, checked, repair=repair)
 
     # ------------------------------------------------------------------------------- commands
 

@@ -101,9 +101,7 @@ async def acquire(core: Core, upload_id: UploadId, wait: float) -> Grant | None:
 
 
 @asynccontextmanager
-async def session(
-    core: Core, upload_id: UploadId, *, ask: bool = True, recover: bool = True
-) -> AsyncIterator[Session]:
+async def session(core: Core, upload_id: UploadId, *, ask: bool = True) -> AsyncIterator[Session]:
     """Hold an upload, with its record and its bytes in agreement.
 
     With `ask` a writer at work is asked to let go; without, it is left alone. Raises Refusal
@@ -118,14 +116,14 @@ async def session(
         raise locked()
     held = Session(core, grant)
     try:
-        if recover and not held.settled:
-            await _recover(core, held)
+        if not held.settled:
+            await recover(core, held)
         yield held
     finally:
         await held.end()
 
 
-async def _recover(core: Core, held: Session) -> None:
+async def recover(core: Core, held: Session) -> None:
     """Bring the record and the bytes together again after a holder that never let go.
 
     A plain append's bytes were written in order by the one writer: they count. Those of an append
