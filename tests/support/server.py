@@ -120,8 +120,10 @@ class ServerProcess:
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
-        if not self._settled.wait(self.start_timeout) or not self._ready:
-            code = self._process.poll()
+        settled = self._settled.wait(self.start_timeout)
+        if not self._ready:
+            # Its output ends a moment before it does.
+            code = self._code(within=5.0 if settled else 0.0)
             self.kill()
             reason = "said nothing of an address" if code is None else f"ended with {code}"
             raise ServerError(f"the server {reason}\n{self.tail()}")
@@ -170,6 +172,13 @@ class ServerProcess:
     def tail(self, lines: int = 60) -> str:
         """The last lines of what the server wrote, over all its starts."""
         return "".join(list(self._log)[-lines:])
+
+    def _code(self, *, within: float) -> int | None:
+        assert self._process is not None
+        try:
+            return self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            return None
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
