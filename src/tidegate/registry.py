@@ -168,6 +168,12 @@ def check_pair(data: str, metadata: str) -> None:
         )
 
 
+def folders(data: str, metadata: str) -> list[Path]:
+    """The folders on this machine that two stores write to. Raises StoreURLError."""
+    kept, known = _find_data(data).path, _find_metadata(metadata).path
+    return [path for path in (kept, known and known.parent) if path is not None]
+
+
 def _find_data(url: str) -> _Found:
     return _find(url, _DATA, "file", "a folder")
 
@@ -186,12 +192,13 @@ def _find(url: str, kinds: Mapping[str, _Kind], plain: str, place: str) -> _Foun
             return _Found(kind, kind.locate(split[2]))
     except StoreURLError as error:
         raise StoreURLError(f"{url!r} {error}") from None
+    # Not the whole URL, in which there may be a password.
     close = difflib.get_close_matches(split[1].lower(), kinds, n=1)
+    hint = f" (did you mean {close[0]}: ?)" if close else ""
+    path = "" if split[2].startswith("//") else f"; for a path with a colon write ./{split[1]}:…"
     raise StoreURLError(
-        f"{url!r}: there is no store {split[1]}:"
-        + (f" (did you mean {close[0]}: ?)" if close else "")
-        + f"; expected {place}, {' or '.join(kind.example for kind in kinds.values())}"
-        f" (a path with a colon: ./{url})"
+        f"there is no store {split[1]}:{hint}; expected {place},"
+        f" {' or '.join(kind.example for kind in kinds.values())}{path}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from tidegate import __version__
 from tidegate.cli.errors import FAILED, WRONG_USE, Failure, complain
@@ -44,6 +44,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             verbose=False,
             result_action="return_value",
         )
+    except UnusedCliTokensError as error:
+        unused = ", ".join(map(repr, error.unused_tokens or ()))
+        complain(f"{unused} is not expected here: all settings are flags, which --help lists")
+        return WRONG_USE
     except (CycloptsError, ConfigError) as error:
         complain(error)
         return WRONG_USE

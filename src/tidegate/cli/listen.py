@@ -35,6 +35,19 @@ def listening(config: Config) -> Iterator[list[socket.socket]]:
         yield _tcp(config.host, config.port, stack)
 
 
+def accept(bound: Sequence[socket.socket], backlog: int) -> None:
+    """Let clients connect. Raises Failure where another program was quicker.
+
+    uvloop would keep the error to itself, and serve nobody.
+    """
+    for each in bound:
+        try:
+            each.listen(backlog)
+        except OSError as error:
+            place = each.getsockname()
+            raise _refused(place if isinstance(place, tuple) else (place, 0), error) from error
+
+
 def address(config: Config, bound: Sequence[socket.socket]) -> str:
     """Where clients find the server: a URL, or `unix:` and a path."""
     if config.unix_socket is not None:

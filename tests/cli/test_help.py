@@ -1,0 +1,90 @@
+"""What `--help` and `--version` say, and that they fit a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+import tidegate
+from tidegate import cli
+from tidegate.config import Config
+
+SERVE = """\
+Usage: tidegate serve [OPTIONS]
+
+Receive resumable uploads (tus 1.0.0) over HTTP.
+
+Every flag can also be set in the environment (TIDEGATE_MAX_SIZE=10GiB) or in a
+TOML file (max-size = "10GiB"); the flag wins over the environment, and that
+over the file. Where several values make sense, repeat the flag, or put commas
+between them.
+
+Where it listens
+  --host ADDRESS           Address to listen on; 0.0.0.0: all [127.0.0.1]
+  --port PORT              Port to listen on; 0: any that is free [1080]
+  --unix-socket PATH       Listen on a unix socket instead
+  --tls-cert FILE          Certificate chain (PEM), for https
+  --tls-key FILE           Private key (PEM), for https
+
+What clients see
+  --base-path PATH         Path under which uploads live [/files/]
+  --public-url URL         Address that clients use, where Host can't tell
+  --relative-location      Answer with paths, not with whole URLs [off]
+  --behind-proxy NET       Proxies to trust: addresses, networks, or *
+  --cors-origin ORIGIN     Sites whose pages may upload, or none [*]
+
+What is kept where
+  --data URL               Bytes: a folder, file:PATH or memory: [tidegate-data]
+  --metadata URL           Records: a file, or sqlite:PATH [tidegate.db in data]
+  --file-name NAME         Of finished files: {year}/{id}{ext} [{shard}/{id}]
+  --durability MODE        Survives a power cut: complete, ack, none [complete]
+
+What is allowed
+  --max-size SIZE          Largest upload, as 10GiB or 500MB [unlimited]
+  --expire-after TIME      Life of an idle unfinished upload, or never [7d]
+  --disable NAME           Extension not to offer, as termination
+  --[no-]downloads         Give complete uploads back to a GET [on]
+
+The process
+  --log-level LEVEL        debug, info, warning or error [info]
+  --log-format FORMAT      console or json [console]
+  --shutdown-timeout TIME  For requests to finish at a stop, or never [7s]
+  --config FILE            Settings as TOML [tidegate.toml, if there]
+"""
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.run(arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return "\n".join(line.rstrip() for line in out.splitlines()).rstrip() + "\n"
+
+
+def test_the_help_of_serve(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "serve", "--help") == SERVE
+
+
+def test_the_help_of_serve_fits_80_columns_and_has_every_setting() -> None:
+    assert max(map(len, SERVE.splitlines())) <= 80
+    for name in Config.__dataclass_fields__:
+        flag = "--" + name.replace("_", "-")
+        assert flag in SERVE.replace("--[no-]", "--"), flag
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_help_of_all(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, *arguments)
+    assert text.startswith("Usage: tidegate COMMAND\n")
+    assert "\n  serve                    Receive resumable uploads (tus 1.0.0) over HTTP\n" in text
+    assert "\n  --version " in text
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "--version") == f"tidegate {tidegate.__version__}\n"
+
+
+def test_main_ends_with_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, code in (["--version"], 0), (["serve", "--port", "x"], 2):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == code
+    capsys.readouterr()

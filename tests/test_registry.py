@@ -1,0 +1,130 @@
+"""Which store a URL or a path names, and what is said of one that names none."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from tidegate import registry
+from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.protocol.model import Upload, UploadId
+from tidegate.registry import StoreURLError, data_store, default_metadata, metadata_store
+from tidegate.stores.local import LocalStore
+from tidegate.stores.memory import MemoryStore
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("uploads", "uploads"),
+        ("./with:colon", "with:colon"),
+        ("/var/lib/uploads", "/var/lib/uploads"),
+        ("100%25", "100%25"),  # a path is taken as it is
+        ("~/uploads", os.path.expanduser("~/uploads")),
+        ("file:uploads/here", "uploads/here"),
+        ("file:/abs", "/abs"),
+        ("file:///abs/a%20b%3F", "/abs/a b?"),
+        ("FILE:x", "x"),
+    ],
+)
+def test_a_folder_is_named_by_a_path_or_a_file_url(url: str, root: str) -> None:
+    store = data_store(url)
+    assert isinstance(store, LocalStore)
+    assert store.root == Path(root)
+
+
+@pytest.mark.parametrize("url", ["memory:", "memory://"])
+def test_memory_has_no_path(url: str) -> None:
+    assert isinstance(data_store(url), MemoryStore)
+    assert isinstance(metadata_store(url), MemoryMetadataStore)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [("a.db", "a.db"), ("sqlite:a.db", "a.db"), ("sqlite:///var/a.db", "/var/a.db")],
+)
+def test_a_database_is_named_by_a_path_or_a_sqlite_url(url: str, path: str) -> None:
+    store = metadata_store(url)
+    assert isinstance(store, SQLiteMetadataStore)
+    assert store._path == Path(path)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://bucket/prefix", ["no store s3:", "a folder", "file:PATH", "memory:"]),
+        ("fil:x", ["did you mean file:", "./fil:"]),
+        ("", ["has no path"]),
+        ("file:", ["has no path"]),
+        ("file://host/x", ["has a host, host", "three slashes"]),
+        ("file:a?b", ["%3F"]),
+        ("memory:x", ["memory: alone"]),
+        ("a\0b", ["has no path"]),
+    ],
+)
+def test_a_wrong_data_url_says_what_would_be_right(url: str, said: list[str]) -> None:
+    with pytest.raises(StoreURLError) as caught:
+        data_store(url)
+    assert [words for words in said if words not in str(caught.value)] == []
+
+
+def test_a_wrong_metadata_url_says_what_would_be_right_and_tells_no_password() -> None:
+    with pytest.raises(StoreURLError, match=r"no store postgresql:.*sqlite:PATH or memory:") as c:
+        metadata_store("postgresql://user:secret@host/db")
+    assert "secret" not in str(c.value)
+    with pytest.raises(StoreURLError, match="no store file:"):
+        metadata_store("file:x.db")
+
+
+def test_metadata_goes_beside_the_data_unless_told_otherwise() -> None:
+    assert default_metadata("/data") == "/data/tidegate.db"
+    assert default_metadata("file:///a%3Ab") == "/a:b/tidegate.db"
+    assert default_metadata("sub/folder") == f"{os.getcwd()}/sub/folder/tidegate.db"
+    assert default_metadata("memory:") == "memory:"
+
+
+def test_what_lasts_is_not_paired_with_what_does_not() -> None:
+    registry.check_pair("data", "x.db")
+    registry.check_pair("memory:", "memory:")
+    with pytest.raises(StoreURLError, match="files without records are deleted"):
+        registry.check_pair("data", "memory:")
+    with pytest.raises(StoreURLError, match="bytes in memory: are lost"):
+        registry.check_pair("memory:", "x.db")
+
+
+def test_folders_are_where_stores_write() -> None:
+    assert registry.folders("d", "m/x.db") == [Path("d"), Path("m")]
+    assert registry.folders("memory:", "memory:") == []
+
+
+def test_the_name_of_finished_files_is_passed_on() -> None:
+    store = data_store("d", registry.Options(file_name="{year}/{id}"))
+    upload = Upload(id=UploadId("u"), length=1, created_at=0.0, active_at=0.0)
+    assert store.place(upload)["finished"] == "finished/1970/u"
+    with pytest.raises(ValueError, match=r"lacks \{id\}"):
+        data_store("d", registry.Options(file_name="{filename}"))
+
+
+def test_every_import_string_names_a_class() -> None:
+    for target in (*registry.DATA_STORES.values(), *registry.METADATA_STORES.values()):
+        module, _, name = target.partition(":")
+        assert isinstance(getattr(import_module(module), name), type)
+
+
+@pytest.mark.anyio
+async def test_the_database_beside_the_data_is_no_upload(tmp_path: Path) -> None:
+    """A sweep asks the store for all its files: only what is below its own two folders counts."""
+    root = tmp_path / "data"
+    data, metadata = data_store(str(root)), metadata_store(default_metadata(str(root)))
+    await data.open()
+    await metadata.open()
+    try:
+        assert [stored.place async for stored in data.stored()] == []
+    finally:
+        await metadata.close()
+        await data.close()
+    assert {registry.DATABASE, "incoming", "finished"} <= {path.name for path in root.iterdir()}
