@@ -9,11 +9,12 @@ import anyio
 from msgspec.structs import replace
 
 from tidegate.engine.completion import complete
-from tidegate.engine.core import locked, stopping
+from tidegate.engine.core import locked, log, stopping
 from tidegate.engine.sessions import go_back
-from tidegate.ports import BodyEnd, NoSpaceError, SyncFailedError
+from tidegate.ports import BodyEnd, DataError, MetadataError, NoSpaceError, SyncFailedError
 from tidegate.protocol.decide import unverifiable
 from tidegate.protocol.errors import Code, Refusal
+from tidegate.protocol.model import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,7 @@ async def receive(
         raise
     except anyio.get_cancelled_exc_class():
         with anyio.move_on_after(KEEP_WITHIN, shield=True):
-            await receiver.salvage()
+            await receiver.salvage_cancelled()
         raise
     finally:
         await receiver.close()
@@ -61,6 +62,7 @@ async def _receive(receiver: _Receiver, body: Body, payload: Payload) -> None:
     if payload.length != 0:
         try:
             with receiver.core.receiving(receiver.held.wanted):
+                await receiver.prepare()
                 end = await body.copy_to(receiver, receiver.held.wanted)
         except NoSpaceError:
             await receiver.salvage()
@@ -68,8 +70,13 @@ async def _receive(receiver: _Receiver, body: Body, payload: Payload) -> None:
         except Refusal:
             await receiver.discard()
             raise
-    if end is BodyEnd.WHOLE and payload.length not in (None, receiver.received):
-        end = BodyEnd.DROPPED
+    if payload.length is not None:
+        # Stopped, or gone, with nothing left to send is whole.
+        missing = receiver.received < payload.length
+        if not missing:
+            end = BodyEnd.WHOLE
+        elif end is BodyEnd.WHOLE:
+            end = BodyEnd.DROPPED
     if end is not BodyEnd.WHOLE:
         await receiver.salvage()
         if not receiver.held.upload.complete:
@@ -110,6 +117,15 @@ class _Receiver:
         self._syncing: anyio.Event | None = None
         self._sync_failure: SyncFailedError | None = None
 
+    async def prepare(self) -> None:
+        """Before the first byte: say that the store may hold bytes that nobody has verified.
+
+        From then on a HEAD does not interrupt, and a crash cuts them off.
+        """
+        if self._digest is not None and not self.held.upload.complete:
+            unverified = replace(self.held.upload, unverified=True)
+            await self.held.commit(unverified, settled=False, durable=self.core.acks_durable)
+
     async def write(self, chunks: Sequence[Buffer]) -> None:
         """Store `chunks`; see Sink."""
         size = sum(map(len, chunks))
@@ -129,10 +145,6 @@ class _Receiver:
             await self._checkpoint(writer)
 
     async def _open(self) -> Writer:
-        if self._digest is not None:
-            # From now on the store may hold bytes that nobody has verified.
-            unverified = replace(self.held.upload, unverified=True)
-            await self.held.commit(unverified, durable=self.core.acks_durable)
         self.held.settled = False
         self._writer = await self.core.data.writer(self.held.upload)
         return self._writer
@@ -178,8 +190,8 @@ class _Receiver:
         """Sync what was checkpointed while more comes in."""
         try:
             self._synced = await writer.sync()
-        except SyncFailedError as failure:
-            self._sync_failure = failure
+        except DataError as failure:
+            self._sync_failure = SyncFailedError(str(failure))
         finally:
             self._syncing = None
             done.set()
@@ -218,6 +230,11 @@ class _Receiver:
 
     async def keep(self) -> None:
         """Make what was stored count, and let the upload go; if it is whole, complete it."""
+        if self.held.upload.complete:
+            # Nothing was added. Of what is complete, only a partial can still expire.
+            if self.held.upload.kind is Kind.PARTIAL:
+                await self.held.commit(self.core.touched(self.held.upload), release=True)
+            return
         await self._wait_synced()
         self.held.settled = False
         upload = replace(await self._progress(self._writer), unverified=False)
@@ -241,9 +258,22 @@ class _Receiver:
         elif self._writer is not None:
             await self.keep()
 
+    async def salvage_cancelled(self) -> None:
+        """The same for a request that was cancelled. What fails is left to the recovery."""
+        if self.held.in_doubt:
+            # The commit may have been done: what it speaks of must not be cut off now.
+            return
+        try:
+            try:
+                await self.salvage()
+            except SyncFailedError:
+                await self.lose_unsynced()
+        except (DataError, MetadataError) as error:
+            log.warning("upload %s: cancelled, not kept yet: %s", self.held.upload.id, error)
+
     async def discard(self) -> None:
         """Cut off what came since the last checkpoint: the request is refused."""
-        if self._writer is None:
+        if self._writer is None and not self.held.upload.unverified:
             return
         await self._wait_synced()
         await self.close()

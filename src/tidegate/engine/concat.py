@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -11,13 +12,21 @@ from msgspec.structs import replace
 from tidegate.engine.completion import complete
 from tidegate.engine.core import log
 from tidegate.engine.sessions import Session, go_back, session
-from tidegate.ports import BytesMissingError, DataError, MetadataError, SyncFailedError
+from tidegate.ports import (
+    BytesMissingError,
+    DataError,
+    MetadataError,
+    SyncFailedError,
+    UnknownUploadError,
+)
 from tidegate.protocol.decide import length_of
 from tidegate.protocol.errors import Refusal
 from tidegate.protocol.lifecycle import Transition, advance
 from tidegate.protocol.model import MAX_LENGTH, Segment, State, Upload, UploadId
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tidegate.engine.core import Core
 
 AT_ONCE = 2
@@ -71,16 +80,41 @@ class Assembler:
             log.warning("finals that wait for %s: %s", part, error)
 
     async def _work(self, final: UploadId) -> None:
-        async with self._slots:
+        try:
+            async with self._slots:
+                # From here on a wake means another look.
+                self._queued.discard(final)
+                again_when = await self._try(final)
+            while again_when is not None and final not in self._queued:
+                self._queued.add(final)
+                await again_when()
+                async with self._slots:
+                    self._queued.discard(final)
+                    again_when = await self._try(final)
+        except BaseException:
             self._queued.discard(final)
-            try:
-                await self._assemble(final)
-            except Refusal:
-                log.debug("final upload %s: someone else is at work on it", final)
-            except (DataError, MetadataError) as error:
-                log.error("final upload %s: not assembled: %s", final, error)
-                await anyio.sleep(RETRY_AFTER)
-                self.wake(final)
+            raise
+
+    async def _try(self, final: UploadId) -> Callable[[], Awaitable[None]] | None:
+        """Assemble; if that was in vain, how to wait until another try is worth it."""
+        try:
+            await self._assemble(final)
+        except Refusal:
+            # Whoever has it may have looked at the parts before the last of them was whole.
+            log.debug("final upload %s: someone else is at work on it", final)
+            return partial(self._released, final)
+        except UnknownUploadError:
+            return None
+        except (DataError, MetadataError) as error:
+            log.error("final upload %s: not assembled: %s", final, error)
+            return partial(anyio.sleep, RETRY_AFTER)
+        return None
+
+    async def _released(self, final: UploadId) -> None:
+        try:
+            await self._core.metadata.wait_released(final, RETRY_AFTER)
+        except MetadataError:
+            await anyio.sleep(RETRY_AFTER)
 
     async def _assemble(self, final: UploadId) -> Upload:
         """Carry a final as far as its parts allow. Raises Refusal when someone else has it."""
@@ -124,10 +158,10 @@ class Assembler:
 
     async def _copy(self, held: Session, parts: list[Upload]) -> None:
         try:
-            segments = await self._copy_parts(held, parts)
-            if segments is None:
+            copied = await self._copy_parts(held, parts)
+            if copied is None:
                 return
-            whole = replace(held.upload, offset=sum(part.offset for part in parts))
+            whole, segments = copied
             await complete(self._core, held, whole, segments=segments, release=True)
         except BytesMissingError as error:
             await self._fail(held, str(error))
@@ -138,12 +172,15 @@ class Assembler:
         with suppress(MetadataError, DataError):
             await free_parts(self._core, held.upload)
 
-    async def _copy_parts(self, held: Session, parts: list[Upload]) -> tuple[Segment, ...] | None:
+    async def _copy_parts(
+        self, held: Session, parts: list[Upload]
+    ) -> tuple[Upload, tuple[Segment, ...]] | None:
         """Copy what is missing, step by step; None when someone wants the upload.
 
-        Returns the pieces that are stored and not committed yet.
+        Returns the whole record, and the pieces that are stored and not committed yet.
         """
         core, start = self._core, 0
+        moved = held.upload
         segments: tuple[Segment, ...] = ()
         held.settled = False
         writer = await core.data.writer(held.upload)
@@ -162,13 +199,13 @@ class Assembler:
                     )
                     segments = flushed.segments
                     if not moved.whole:
-                        await held.commit(moved, settled=False, segments=segments)
+                        moved = await held.commit(moved, settled=False, segments=segments)
                         segments = ()
                 start += part.offset
         finally:
             with anyio.CancelScope(shield=True):
                 await writer.close()
-        return segments
+        return moved, segments
 
 
 async def free_parts(core: Core, final: Upload) -> None:

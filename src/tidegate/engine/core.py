@@ -182,6 +182,17 @@ class Core:
             and upload.boot_id not in ("", self.data.boot_id)
         )
 
+    def doubtful(self, upload: Upload) -> bool:
+        """Whether the bytes must be looked at before the record is believed.
+
+        After a loss of power; and when it is whole and its completion was not carried out (that of
+        an empty upload, which is whole from the start). A final is whole when it says so.
+        """
+        unfinished = (
+            upload.whole and upload.state is State.RECEIVING and upload.kind is not Kind.FINAL
+        )
+        return unfinished or self.lost_power(upload)
+
 
 @contextmanager
 def refusing() -> Iterator[None]:

@@ -9,8 +9,17 @@ from msgspec.structs import replace
 
 from tidegate.engine.append import receive
 from tidegate.engine.completion import complete
+from tidegate.engine.core import log
 from tidegate.engine.sessions import Session
-from tidegate.ports import Grant, PartUnavailableError, Room, UploadExistsError
+from tidegate.ports import (
+    DataError,
+    Grant,
+    LeaseLostError,
+    MetadataError,
+    PartUnavailableError,
+    Room,
+    UploadExistsError,
+)
 from tidegate.protocol import decide
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.model import EventType, Kind, Upload, UploadId
@@ -100,7 +109,9 @@ async def _begin(core: Core, held: Session, plan: CreatePlan, body: Body) -> Non
             await complete(core, held, held.upload, release=True)
         else:
             await receive(core, held, body, plan.payload, length=plan.length, room=plan.room)
-    except Refusal:
+    except LeaseLostError:
+        raise  # someone who knows of it ended it
+    except (Refusal, DataError, MetadataError):
         with anyio.CancelScope(shield=True):
             await _undo(core, held)
         raise
@@ -109,14 +120,29 @@ async def _begin(core: Core, held: Session, plan: CreatePlan, body: Body) -> Non
 
 
 async def _undo(core: Core, held: Session) -> None:
-    """Take back an upload that nobody knows of yet."""
-    if held.released:
-        again = await core.metadata.acquire(held.upload.id)
-        if not isinstance(again, Grant):
-            return
-        held = Session(core, again)
+    """Take back an upload that nobody knows of yet.
+
+    What fails is logged: the client is to be told why there is no upload. It expires then.
+    """
     upload = held.upload
-    await core.data.delete(upload)
-    await held.commit(
-        upload, forget=True, release=True, events=core.events(EventType.TERMINATED, upload)
-    )
+    try:
+        if held.released:
+            again = await core.metadata.acquire(upload.id)
+            if not isinstance(again, Grant):
+                return
+            held = Session(core, again)
+        try:
+            # Another version: someone knew of it after all, and went on with it.
+            if held.upload.version == upload.version:
+                # In this order: a record that stays must not speak of bytes that are gone.
+                await held.commit(
+                    upload,
+                    forget=True,
+                    release=True,
+                    events=core.events(EventType.TERMINATED, upload),
+                )
+                await core.data.delete(upload)
+        finally:
+            await held.end()
+    except (DataError, MetadataError) as error:
+        log.error("upload %s was refused, and could not be taken back: %s", upload.id, error)

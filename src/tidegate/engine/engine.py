@@ -11,13 +11,13 @@ from msgspec.structs import replace
 from tidegate.clock import SystemClock
 from tidegate.engine.append import receive
 from tidegate.engine.check import Checked, Finding, check
-from tidegate.engine.concat import Assembler
+from tidegate.engine.concat import Assembler, free_parts
 from tidegate.engine.core import Core, Settings, locked, log, refusing
 from tidegate.engine.create import create
 from tidegate.engine.outbox import Outbox
-from tidegate.engine.sessions import Session, acquire, session
+from tidegate.engine.sessions import Session, acquire, go_back, session
 from tidegate.engine.sweep import Swept, sweep, sweep_in_turn
-from tidegate.ports import DataError, Held, Hold, Loaded, MetadataError
+from tidegate.ports import DataError, Held, Hold, Loaded, MetadataError, SyncFailedError
 from tidegate.protocol import decide
 from tidegate.protocol.capabilities import Capability, Offer, extensions
 from tidegate.protocol.checksums import algorithms
@@ -102,7 +102,6 @@ class Engine:
         )
         self._assembler = Assembler(self._core)
         self._outbox = Outbox(self._core, sinks)
-        self._core.part_changed = self._assembler.part_changed
         self._core.events_written = self._outbox.wake
         self._stack = AsyncExitStack()
 
@@ -122,6 +121,7 @@ class Engine:
             stack.push_async_callback(self._sync_all)
             core.background = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(core.background.cancel_scope.cancel)
+            core.part_changed = self._assembler.part_changed
             if core.tells:
                 core.background.start_soon(self._outbox.run)
             core.background.start_soon(self._tend)
@@ -189,19 +189,14 @@ class Engine:
                 upload=found,
                 offer=core.offer,
                 now=core.clock.now(),
-                leased=free and not (found is not None and core.lost_power(found)),
+                leased=free and not (found is not None and core.doubtful(found)),
             )
         )
         async with session(core, command.id) as held:
-            upload = held.upload
-            if upload.expires_at is not None and found is not None and found.expires_at is None:
-                upload = replace(upload, expires_at=None)
+            upload = self._unexpired(held.upload, found)
             plan = decide.append(
                 decide.Case(command=command, upload=upload, offer=core.offer, now=core.clock.now())
             )
-            if upload.complete:
-                await receive(core, held, body, plan.payload, length=plan.length, room=0)
-                return Appended(held.upload)
             await receive(core, held, body, plan.payload, length=plan.length, room=plan.room)
             return Appended(held.upload)
 
@@ -218,18 +213,31 @@ class Engine:
             return Inspected(upload)
         # An append with a checksum is not interrupted: someone who polls would prevent it for ever.
         checking = upload.unverified and loaded is not None and loaded.hold is Hold.HELD
-        if upload.complete or checking or (free and not core.lost_power(upload)):
+        if upload.complete or checking or (free and not core.doubtful(upload)):
             return Inspected(upload)
         async with session(core, command.id) as held:
-            return Inspected(held.upload)
+            upload = decide.inspect(
+                decide.Case(
+                    command=command,
+                    upload=self._unexpired(held.upload, found),
+                    offer=core.offer,
+                    now=core.clock.now(),
+                )
+            )
+            return Inspected(upload)
+
+    def _unexpired(self, upload: Upload, found: Upload | None) -> Upload:
+        """What kept an upload from expiring when it was found still does now that it is held."""
+        kept = found is not None and found.expires_at is None
+        due = upload.expires_at is not None and upload.expires_at <= self._core.clock.now()
+        return replace(upload, expires_at=None) if kept and due else upload
 
     async def _terminate(self, command: Terminate) -> Result:
         core = self._core
         loaded = await core.load(command.id)
+        found, _ = _seen(loaded)
         decide.terminate(
-            decide.Case(
-                command=command, upload=_seen(loaded)[0], offer=core.offer, now=core.clock.now()
-            )
+            decide.Case(command=command, upload=found, offer=core.offer, now=core.clock.now())
         )
         grant = await acquire(core, command.id, core.settings.terminate_wait)
         if grant is None:
@@ -242,7 +250,10 @@ class Engine:
         try:
             upload = decide.terminate(
                 decide.Case(
-                    command=command, upload=held.upload, offer=core.offer, now=core.clock.now()
+                    command=command,
+                    upload=self._unexpired(held.upload, found),
+                    offer=core.offer,
+                    now=core.clock.now(),
                 )
             )
             gone = advance(upload, Transition.TERMINATE, core.clock.now())
@@ -260,11 +271,12 @@ class Engine:
         core.unsynced.discard(gone.id)
         if gone.kind is Kind.PARTIAL:
             core.part_changed(gone.id)
-            if gone.whole and await core.metadata.pending_finals(gone.id):
-                return
         try:
-            await core.data.delete(gone)
-        except DataError as error:
+            needed = gone.kind is Kind.PARTIAL and gone.whole
+            if not (needed and await core.metadata.pending_finals(gone.id)):
+                await core.data.delete(gone)
+                await free_parts(core, gone)
+        except (DataError, MetadataError) as error:
             # It is gone for the client; the sweep deletes what is left with its tombstone.
             log.error("upload %s: terminated, its bytes are still there: %s", gone.id, error)
 
@@ -298,6 +310,8 @@ class Engine:
     async def _sync_all(self) -> None:
         """Sync what was acknowledged and is unfinished, so that a clean reboot loses nothing."""
         core = self._core
+        # Nobody is left to look at finals: the next start does.
+        core.part_changed = lambda _: None
         for upload_id in list(core.unsynced):
             try:
                 async with session(core, upload_id, ask=False) as held:
@@ -312,6 +326,10 @@ class Engine:
         writer = await self._core.data.writer(upload)
         try:
             synced = await writer.sync()
+        except SyncFailedError:
+            await writer.close()
+            await go_back(self._core, held, upload.synced_offset)
+            raise
         finally:
             await writer.close()
         boot_id = "" if synced >= upload.offset else upload.boot_id

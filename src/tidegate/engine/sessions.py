@@ -32,12 +32,14 @@ class Session:
         self.lease = grant.lease
         self.wanted = grant.wanted
         self.upload = grant.upload
-        self.settled = grant.settled and not core.lost_power(grant.upload)
+        self.settled = grant.settled and not core.doubtful(grant.upload)
         self.lost_power = not self.settled and (
             core.lost_power(grant.upload) or grant.boot_id not in ("", core.data.boot_id)
         )
         """Whether the machine went down since the last holder wrote: only what was synced counts."""
         self.released = False
+        self.in_doubt = False
+        """A commit was begun, and nobody knows whether it was done: touch no bytes."""
 
     async def commit(
         self,
@@ -54,6 +56,7 @@ class Session:
         """Make `upload` the record. Raises what MetadataStore.commit raises."""
         # Should this task be cancelled, or the commit fail, nobody knows how things stand.
         self.settled = False
+        self.in_doubt = True
         change = Change(
             upload=upload,
             segments=segments,
@@ -64,6 +67,7 @@ class Session:
             forget=forget,
         )
         self.upload = await self._core.metadata.commit(self.lease, change)
+        self.in_doubt = False
         self.settled = settled
         self.released = release
         if events:
@@ -170,6 +174,8 @@ async def go_back(core: Core, held: Session, keep: int, *, stored: int | None = 
         boot_id=core.data.boot_id if keep > synced else "",
         unverified=False,
     )
+    if core.durable and keep > synced:
+        core.unsynced.add(upload.id)
     if recovered.whole and recovered.kind is not Kind.FINAL:
         await complete(core, held, recovered)
     elif recovered != upload:

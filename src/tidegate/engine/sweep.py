@@ -11,6 +11,7 @@ import anyio
 import msgspec
 from msgspec.structs import replace
 
+from tidegate.engine.concat import free_parts
 from tidegate.engine.core import log
 from tidegate.engine.sessions import Session
 from tidegate.ports import (
@@ -150,6 +151,7 @@ async def _expire(core: Core, swept: Swept, held: Session, *, dry_run: bool) -> 
     )
     await core.data.delete(gone)
     held.settled = True
+    await free_parts(core, gone)
     swept.expired.append(upload.id)
     swept.freed += upload.offset
 
