@@ -42,6 +42,8 @@ _UNITS: Final = {"": 1, "b": 1} | {
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 LONGEST: Final = 36_500 * 86_400
 """A hundred years, in seconds: dates in headers end with the year 9999."""
+MOST_WORKERS: Final = 256
+"""More than a machine has processors, and fewer than it has memory for."""
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", re.ASCII)
 _PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*", re.ASCII)
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", re.ASCII)
@@ -97,6 +99,13 @@ def parse_port(text: str) -> int:
         )
     if not text.isascii() or not text.isdecimal() or int(text) > 65_535:
         raise ValueError(f"{text!r} is not a port: expected a number from 0 to 65535")
+    return int(text)
+
+
+def parse_workers(text: str) -> int:
+    """How many processes."""
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MOST_WORKERS:
+        raise ValueError(f"{text!r} is not a number of processes: expected 1 to {MOST_WORKERS}")
     return int(text)
 
 
@@ -385,6 +394,16 @@ class Config:
         ),
     ] = True
 
+    # One process fills a common disk or network; more pay where checksums or TLS keep one busy.
+    workers: Annotated[
+        int,
+        Parameter(
+            group=PROCESS,
+            converter=_one(parse_workers),
+            metavar="N",
+            help="Processes that share the socket and the stores",
+        ),
+    ] = 1
     # A line per request and per thing that went wrong; what happens inside only when asked for.
     log_level: Annotated[
         LogLevel,

@@ -45,6 +45,7 @@ What is allowed
   --[no-]downloads         Give complete uploads back to a GET [on]
 
 The process
+  --workers N              Processes that share the socket and the stores [1]
   --log-level LEVEL        debug, info, warning or error [info]
   --log-format FORMAT      console or json [console]
   --shutdown-timeout TIME  For requests to finish at a stop, or never [7s]

@@ -66,6 +66,7 @@ EVERY: dict[str, tuple[str, str, object]] = {
     "max-size": ("10GiB", '"10GiB"', 10 * 2**30),
     "expire-after": ("never", '"never"', None),
     "disable": ("termination,checksum", '["termination", "checksum"]', ("termination", "checksum")),
+    "workers": ("4", "4", 4),
     "log-level": ("warning", '"warning"', "warning"),
     "log-format": ("json", '"json"', "json"),
     "shutdown-timeout": ("1.5", "1.5", 1.5),
