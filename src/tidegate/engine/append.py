@@ -167,7 +167,7 @@ class _Receiver:
         self._checkpoint_time = self.core.clock.monotonic() + settings.checkpoint_seconds
         if self.core.durable and self._syncing is None:
             self._syncing = anyio.Event()
-            self.core.background.start_soon(self._sync_behind, writer, self._syncing)
+            self.core.spawn(self._sync_behind, writer, self._syncing)
 
     async def _progress(self, writer: Writer | None) -> Upload:
         """The record with what is stored by now."""

@@ -61,11 +61,11 @@ class Assembler:
         """Have another look at a final, in the background."""
         if final not in self._queued:
             self._queued.add(final)
-            self._core.background.start_soon(self._work, final)
+            self._core.spawn(self._work, final)
 
     def part_changed(self, part: UploadId) -> None:
         """Have another look at the finals that wait for a part."""
-        self._core.background.start_soon(self._wake_waiting, part)
+        self._core.spawn(self._wake_waiting, part)
 
     async def wake_all(self) -> None:
         """Have another look at every final that is not whole: after a start, and now and then."""
@@ -209,7 +209,7 @@ class Assembler:
 
 
 async def free_parts(core: Core, final: Upload) -> None:
-    """Delete the bytes of terminated parts that only this final still needed."""
+    """Delete the bytes of terminated parts that only this final, which is done with, needed."""
     for part in set(final.parts):
         loaded = await core.metadata.load(part)
         if (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVarTuple
 
 import anyio
 import msgspec
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from tidegate.protocol.capabilities import Offer
 
 log = logging.getLogger("tidegate.engine")
+
+Args = TypeVarTuple("Args")
 
 ID_BYTES = 16
 """128 random bits: a URL that nobody guesses (PROTOCOL: ids)."""
@@ -156,6 +158,10 @@ class Core:
             return ()
         return (Event(type=event_type, at=self.clock.now(), upload=upload),)
 
+    def spawn(self, work: Callable[[*Args], Awaitable[None]], *args: *Args) -> None:
+        """Do `work` behind the requests. Should it fail, that is logged, and nothing else stops."""
+        self.background.start_soon(_guarded, work, args)
+
     async def load(self, upload_id: UploadId) -> Loaded | None:
         """The record as the rules of expiry see it.
 
@@ -192,6 +198,13 @@ class Core:
             upload.whole and upload.state is State.RECEIVING and upload.kind is not Kind.FINAL
         )
         return unfinished or self.lost_power(upload)
+
+
+async def _guarded(work: Callable[[*Args], Awaitable[None]], args: tuple[*Args]) -> None:
+    try:
+        await work(*args)
+    except Exception:
+        log.exception("behind the requests")
 
 
 @contextmanager

@@ -119,12 +119,14 @@ class Engine:
             stack.push_async_callback(core.metadata.close)
             await core.metadata.open(core.data.boot_id)
             stack.push_async_callback(self._sync_all)
+            # Nobody is left to look at finals then: the next start does.
+            stack.callback(setattr, core, "part_changed", lambda _: None)
             core.background = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(core.background.cancel_scope.cancel)
             core.part_changed = self._assembler.part_changed
             if core.tells:
-                core.background.start_soon(self._outbox.run)
-            core.background.start_soon(self._tend)
+                core.spawn(self._outbox.run)
+            core.spawn(self._tend)
             self._stack = stack.pop_all()
         return self
 
@@ -305,14 +307,16 @@ class Engine:
             if orphans:
                 look = core.clock.monotonic() + core.settings.orphans_every
             await sweep_in_turn(core, orphans=orphans)
+            await self._sync_all()
             await anyio.sleep(core.settings.sweep_every)
 
     async def _sync_all(self) -> None:
-        """Sync what was acknowledged and is unfinished, so that a clean reboot loses nothing."""
+        """Sync what was acknowledged and is unfinished, so that a reboot loses little, a clean one
+        nothing.
+        """
         core = self._core
-        # Nobody is left to look at finals: the next start does.
-        core.part_changed = lambda _: None
         for upload_id in list(core.unsynced):
+            core.unsynced.discard(upload_id)
             try:
                 async with session(core, upload_id, ask=False) as held:
                     await self._sync(held)
