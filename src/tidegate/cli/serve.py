@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 from cyclopts import Parameter
 
 from tidegate import __version__, registry
-from tidegate.cli import listen, logs, server
+from tidegate.cli import listen, logs, server, workers
 from tidegate.cli.errors import Failure
-from tidegate.config import PROCESS, Config
+from tidegate.config import PROCESS, Config, ConfigError
 from tidegate.ports import DataError, MetadataError
 
 DATABASE_BYTES: Final = 160 * 1024
 """What an empty database takes, with its log and its index of the log."""
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
     from tidegate.transports.asgi import Tidegate
 
 
@@ -42,20 +45,35 @@ def serve(
     del config  # read with the other sources of settings
     logs.configure(settings.log_level, settings.log_format)
     tls = listen.tls_context(settings)
+    app = _app(settings)
     with listen.listening(settings) as sockets:
         where = listen.address(settings, sockets)
-        try:
-            return server.run(
-                _app(settings),
-                sockets,
-                announce=lambda: logs.announce(
-                    f"tidegate {__version__} listening on {where}", settings.log_format
-                ),
-                tls=tls,
-                shutdown_timeout=settings.shutdown_timeout,
-            )
-        except (DataError, MetadataError) as error:
-            raise Failure(f"{error}{_if_full(settings)}") from error
+
+        def announce() -> None:
+            logs.announce(f"tidegate {__version__} listening on {where}", settings.log_format)
+
+        def work(announce: Callable[[], None], supervisor: socket.socket | None = None) -> int:
+            try:
+                return server.run(
+                    app,
+                    sockets,
+                    announce=announce,
+                    tls=tls,
+                    shutdown_timeout=settings.shutdown_timeout,
+                    supervisor=supervisor,
+                )
+            except (DataError, MetadataError) as error:
+                raise Failure(f"{error}{_if_full(settings)}") from error
+
+        if settings.workers == 1:
+            return work(announce)
+        return workers.Supervisor(
+            settings.workers,
+            lambda channel: work(lambda: workers.serving(channel), channel),
+            sockets=sockets,
+            announce=announce,
+            shutdown_timeout=settings.shutdown_timeout,
+        ).run()
 
 
 def _if_full(settings: Config) -> str:
@@ -74,9 +92,15 @@ def _app(settings: Config) -> Tidegate:
     # Imported here: `--help` and a wrong flag need none of it.
     from tidegate.transports.asgi import Tidegate  # noqa: PLC0415
 
+    metadata = registry.metadata_store(settings.metadata_url)
+    if settings.workers > 1 and not metadata.shared:
+        raise ConfigError(
+            f"--workers and --data {settings.data}: what one process keeps there no other sees:"
+            " expected --workers 1, or a folder"
+        )
     return Tidegate(
         registry.data_store(settings.data, registry.Options(file_name=settings.file_name)),
-        registry.metadata_store(settings.metadata_url),
+        metadata,
         base_path=settings.base_path,
         public_url=settings.public_url,
         relative_location=settings.relative_location,

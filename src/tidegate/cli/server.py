@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import uvicorn
 
 from tidegate.cli import listen
+from tidegate.cli.errors import FAILED
 
 if TYPE_CHECKING:
     import socket
@@ -101,8 +103,9 @@ def run(
     announce: Callable[[], None],
     tls: ssl.SSLContext | None,
     shutdown_timeout: float | None,
+    supervisor: socket.socket | None = None,
 ) -> int:
-    """Serve until a signal ends it; the exit code.
+    """Serve until a signal ends it, or the supervisor, when there is one; the exit code.
 
     Raises DataError, MetadataError when the stores can't be opened, Failure.
     """
@@ -124,12 +127,35 @@ def run(
     )
     server = Server(config, announce=announce, shutdown_timeout=shutdown_timeout)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        return runner.run(_serve(app, server, sockets))
+        return runner.run(_serve(app, server, sockets, supervisor))
 
 
-async def _serve(app: Tidegate, server: Server, sockets: Sequence[socket.socket]) -> int:
-    loop = asyncio.get_running_loop()
+async def _serve(
+    app: Tidegate,
+    server: Server,
+    sockets: Sequence[socket.socket],
+    supervisor: socket.socket | None,
+) -> int:
     signals: list[int] = []
+    if supervisor is None:
+        _heed_signals(server, signals)
+    else:
+        _heed_supervisor(server, supervisor)
+    async with app:
+        await server.serve(list(sockets))
+        left = set(server.server_state.tasks)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=SAVE_WITHIN)
+    if not server.forced:
+        return 0
+    # As a shell tells of a command that a signal ended.
+    return 128 + (signals[1] if supervisor is None else signal.SIGTERM)
+
+
+def _heed_signals(server: Server, signals: list[int]) -> None:
+    loop = asyncio.get_running_loop()
 
     def stop(number: int) -> None:
         signals.append(number)
@@ -142,12 +168,30 @@ async def _serve(app: Tidegate, server: Server, sockets: Sequence[socket.socket]
 
     for number in SIGNALS:
         loop.add_signal_handler(number, stop, number)
-    async with app:
-        await server.serve(list(sockets))
-        left = set(server.server_state.tasks)
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=SAVE_WITHIN)
-    # As a shell tells of a command that a signal ended.
-    return 128 + signals[1] if server.forced else 0
+
+
+def _heed_supervisor(server: Server, supervisor: socket.socket) -> None:
+    """Stop, or hurry, when it says so; end when it is dead."""
+    loop = asyncio.get_running_loop()
+
+    def hear() -> None:
+        try:
+            orders = supervisor.recv(64)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            orders = b""
+        for _ in orders:
+            server.stop()
+        if not orders:
+            os._exit(FAILED)
+
+    def stop() -> None:
+        # A terminal and systemd send them to the supervisor, too, and it passes them on.
+        if not server.should_exit:
+            server.stop()
+
+    supervisor.setblocking(False)
+    loop.add_reader(supervisor, hear)
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop)
