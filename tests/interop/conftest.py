@@ -71,9 +71,11 @@ def stage(
 def own_stage(
     own_server: ServerProcess, drivers: Drivers, source: Path, tmp_path: Path
 ) -> Iterator[Stage]:
-    """A stage on a server of the test's own. What it answers while it goes down is not judged."""
+    """A stage on a server of the test's own."""
     with CuttingProxy(own_server.url) as proxy:
-        yield Stage(own_server, proxy, drivers, source, tmp_path)
+        stage = Stage(own_server, proxy, drivers, source, tmp_path)
+        yield stage
+        stage.check_answers()
 
 
 # ------------------------------------------------------------ the table
