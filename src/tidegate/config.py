@@ -215,7 +215,8 @@ _LIMITS = Group("What is allowed", sort_key=4)
 PROCESS = Group("The process", sort_key=5)
 
 
-def _one(parse: Callable[[str], Any]) -> Callable[[Any, Sequence[Token]], Any]:
+def one(parse: Callable[[str], Any]) -> Callable[[Any, Sequence[Token]], Any]:
+    """A converter for a flag with one value: of several, the last counts."""
     return lambda _type, tokens: parse(tokens[-1].value)
 
 
@@ -226,7 +227,57 @@ def _many(parse: Callable[[str], Any]) -> Callable[[Any, Sequence[Token]], Any]:
 
 @Parameter(name="*", negative=())
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class StoreConfig:
+    """Which stores: what every command that works on uploads has to know."""
+
+    # Where the operator stands, under a name that nothing else uses: seen at once, deleted easily.
+    data: Annotated[
+        str,
+        Parameter(
+            group=_STORES,
+            converter=one(registry.check_data),
+            metavar="URL",
+            help="Bytes: a folder, file:PATH or memory:",
+        ),
+    ] = "tidegate-data"
+    # Beside the data (None), so that one folder is moved, backed up or deleted, never half of it.
+    metadata: Annotated[
+        str | None,
+        Parameter(
+            group=_STORES,
+            converter=one(registry.check_metadata),
+            metavar="URL",
+            show_default=f"{registry.DATABASE} in data",
+            help="Records: a file, or sqlite:PATH",
+        ),
+    ] = None
+    # Short, safe whatever the client calls its file, and no folder grows beyond some thousands.
+    file_name: Annotated[
+        str,
+        Parameter(
+            group=_STORES,
+            converter=one(parse_template),
+            metavar="NAME",
+            help="Of finished files: {year}/{id}{ext}",
+        ),
+    ] = registry.FILE_NAME
+
+    @property
+    def metadata_url(self) -> str:
+        """Where records live: what was said, or what goes with the data."""
+        return self.metadata or registry.default_metadata(self.data)
+
+    def __post_init__(self) -> None:
+        """Check what concerns several settings."""
+        try:
+            registry.check_pair(self.data, self.metadata_url)
+        except registry.StoreURLError as error:
+            raise ConfigError(f"--data and --metadata: {error}") from None
+
+
+@Parameter(name="*", negative=())
+@dataclass(frozen=True, kw_only=True)
+class Config(StoreConfig):
     """All settings of a server. Raises ConfigError when they do not fit together.
 
     Sizes are bytes, times are seconds.
@@ -242,7 +293,7 @@ class Config:
         int,
         Parameter(
             group=_LISTEN,
-            converter=_one(parse_port),
+            converter=one(parse_port),
             metavar="PORT",
             help="Port to listen on; 0: any that is free",
         ),
@@ -268,7 +319,7 @@ class Config:
         str,
         Parameter(
             group=_URLS,
-            converter=_one(parse_base_path),
+            converter=one(parse_base_path),
             metavar="PATH",
             help="Path under which uploads live",
         ),
@@ -278,7 +329,7 @@ class Config:
         str | None,
         Parameter(
             group=_URLS,
-            converter=_one(parse_public_url),
+            converter=one(parse_public_url),
             metavar="URL",
             help="Address that clients use, where Host can't tell",
         ),
@@ -310,43 +361,12 @@ class Config:
         ),
     ] = ("*",)
 
-    # Where the operator stands, under a name that nothing else uses: seen at once, deleted easily.
-    data: Annotated[
-        str,
-        Parameter(
-            group=_STORES,
-            converter=_one(registry.check_data),
-            metavar="URL",
-            help="Bytes: a folder, file:PATH or memory:",
-        ),
-    ] = "tidegate-data"
-    # Beside the data (None), so that one folder is moved, backed up or deleted, never half of it.
-    metadata: Annotated[
-        str | None,
-        Parameter(
-            group=_STORES,
-            converter=_one(registry.check_metadata),
-            metavar="URL",
-            show_default=f"{registry.DATABASE} in data",
-            help="Records: a file, or sqlite:PATH",
-        ),
-    ] = None
-    # Short, safe whatever the client calls its file, and no folder grows beyond some thousands.
-    file_name: Annotated[
-        str,
-        Parameter(
-            group=_STORES,
-            converter=_one(parse_template),
-            metavar="NAME",
-            help="Of finished files: {year}/{id}{ext}",
-        ),
-    ] = registry.FILE_NAME
     # What a client was told is complete it deletes; what is unfinished it can send again.
     durability: Annotated[
         Durability,
         Parameter(
             group=_STORES,
-            converter=_one(parse_durability),
+            converter=one(parse_durability),
             metavar="MODE",
             help="Survives a power cut: complete, ack, none",
         ),
@@ -357,7 +377,7 @@ class Config:
         int | None,
         Parameter(
             group=_LIMITS,
-            converter=_one(parse_size),
+            converter=one(parse_size),
             metavar="SIZE",
             show_default="unlimited",
             help="Largest upload, as 10GiB or 500MB",
@@ -368,7 +388,7 @@ class Config:
         float | None,
         Parameter(
             group=_LIMITS,
-            converter=_one(parse_duration),
+            converter=one(parse_duration),
             metavar="TIME",
             show_default="7d",
             help="Life of an idle unfinished upload, or never",
@@ -399,7 +419,7 @@ class Config:
         int,
         Parameter(
             group=PROCESS,
-            converter=_one(parse_workers),
+            converter=one(parse_workers),
             metavar="N",
             help="Processes that share the socket and the stores",
         ),
@@ -419,7 +439,7 @@ class Config:
         float | None,
         Parameter(
             group=PROCESS,
-            converter=_one(parse_duration),
+            converter=one(parse_duration),
             metavar="TIME",
             show_default="7s",
             help="For requests to finish at a stop, or never",
@@ -428,6 +448,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what concerns several settings."""
+        super().__post_init__()
         if (self.tls_cert is None) != (self.tls_key is None):
             given, missing = ("key", "cert") if self.tls_cert is None else ("cert", "key")
             raise ConfigError(f"--tls-{given} needs --tls-{missing}: https takes both")
@@ -442,12 +463,3 @@ class Config:
                     "--unix-socket and --tls-cert: expected one or the other; the proxy that"
                     " connects to the socket speaks https"
                 )
-        try:
-            registry.check_pair(self.data, self.metadata_url)
-        except registry.StoreURLError as error:
-            raise ConfigError(f"--data and --metadata: {error}") from None
-
-    @property
-    def metadata_url(self) -> str:
-        """Where records live."""
-        return self.metadata or registry.default_metadata(self.data)

@@ -189,6 +189,9 @@ class Stored(msgspec.Struct, frozen=True):
     modified_at: float
     place: str
     """For people: where it is. Two places may belong to one upload."""
+    whole: bool = False
+    """`finish` has made it ready to be read: should its record be lost, it may be all that is left
+    of a complete upload, and no sweep deletes it."""
 
 
 class DataStore(Protocol):
@@ -482,7 +485,8 @@ class MetadataStore(Protocol):
     async def take_turn(self, name: str, now: float, ttl: float) -> bool:
         """Be the one, of all that share the store, who does `name` for `ttl` seconds from now.
 
-        False when someone else is. One's own turn can be taken again, to make it longer.
+        False when someone else is, as far as the store can tell: where it knows that a holder died,
+        the turn is free at once. One's own turn can be taken again, to make it longer.
         """
 
     async def end_turn(self, name: str) -> None:

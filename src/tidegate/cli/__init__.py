@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from tidegate import __version__
+from tidegate.cli.check import check
 from tidegate.cli.errors import FAILED, WRONG_USE, Failure, complain
 from tidegate.cli.help import HelpFormatter
 from tidegate.cli.serve import serve
 from tidegate.cli.sources import read_sources
+from tidegate.cli.sweep import sweep
 from tidegate.config import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ app = App(
     help_format="plaintext",
 )
 app.command(serve)
+app.command(sweep)
+app.command(check)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

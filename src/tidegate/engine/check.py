@@ -65,7 +65,8 @@ async def check(core: Core, checked: Checked, *, repair: bool) -> AsyncIterator[
             yield finding
     async for stored in core.data.stored():
         if await core.metadata.load(stored.upload_id) is None:
-            yield Finding(stored.place, f"{stored.size} bytes that belong to no upload (see sweep)")
+            kept = "whole, so that no sweep deletes them" if stored.whole else "see sweep"
+            yield Finding(stored.place, f"{stored.size} bytes that belong to no upload ({kept})")
 
 
 async def _check(

@@ -72,8 +72,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How much of a final upload is copied between two looks at whether to stop."""
     tombstone_age: float = 7 * DAY
     """How long an expired or terminated upload answers 410 before it is forgotten, then 404."""
-    orphan_age: float = DAY
-    """How old bytes without a record must be before a sweep deletes them."""
+    orphan_age: float = 7 * DAY
+    """How old unfinished bytes without a record must be before a sweep deletes them: what an upload
+    has by default, should they have lost their record by an operator's mistake."""
     sweep_every: float = 60.0
     """How often the server looks for what expired, and for finals to assemble."""
     orphans_every: float = 6 * 3600.0

@@ -73,10 +73,12 @@ class Engine:
         transport: Capability = Capability.NONE,
         sinks: Sequence[EventSink] = (),
         clock: Clock | None = None,
+        tending: bool = True,
     ) -> None:
         """Do nothing but check. Raises ValueError for an unknown name in `disabled`.
 
-        `max_size` is in bytes, `expire_after` in seconds; None: no limit, never.
+        `max_size` is in bytes, `expire_after` in seconds; None: no limit, never. Without `tending`
+        nothing goes on behind the requests: for a command that does one thing and ends.
         """
         capabilities = data.capabilities | metadata.capabilities | transport
         offered = [
@@ -103,6 +105,7 @@ class Engine:
         self._assembler = Assembler(self._core)
         self._outbox = Outbox(self._core, sinks)
         self._core.events_written = self._outbox.wake
+        self._tending = tending
         self._stack = AsyncExitStack()
 
     @property
@@ -124,9 +127,10 @@ class Engine:
             core.background = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(core.background.cancel_scope.cancel)
             core.part_changed = self._assembler.part_changed
-            if core.tells:
+            if self._tending:
+                core.spawn(self._tend)
+            if self._tending and core.tells:
                 core.spawn(self._outbox.run)
-            core.spawn(self._tend)
             self._stack = stack.pop_all()
         return self
 
@@ -167,12 +171,14 @@ class Engine:
         """
         self._core.drain()
 
-    async def sweep(self, *, dry_run: bool = False) -> Swept:
+    async def sweep(self, *, dry_run: bool = False) -> Swept | None:
         """Give up what expired, forget old tombstones, delete orphans; or only say what would be.
 
-        Raises MetadataError, DataError.
+        None: another server is sweeping (a dry run doesn't mind). Raises MetadataError, DataError.
         """
-        return await sweep(self._core, dry_run=dry_run)
+        if dry_run:
+            return await sweep(self._core, dry_run=True)
+        return await sweep_in_turn(self._core, orphans=True)
 
     def check(self, checked: Checked, *, repair: bool = False) -> AsyncIterator[Finding]:
         """What does not agree between records and bytes; see `tidegate.engine.check`."""
@@ -306,7 +312,10 @@ class Engine:
             orphans = core.clock.monotonic() >= look
             if orphans:
                 look = core.clock.monotonic() + core.settings.orphans_every
-            await sweep_in_turn(core, orphans=orphans)
+            try:
+                await sweep_in_turn(core, orphans=orphans)
+            except (DataError, MetadataError) as error:
+                log.error("sweep: %s", error)
             await self._sync_all()
             await anyio.sleep(core.settings.sweep_every)
 

@@ -68,19 +68,15 @@ async def sweep(core: Core, *, dry_run: bool = False, orphans: bool = True) -> S
     return swept
 
 
-async def sweep_in_turn(core: Core, *, orphans: bool) -> None:
-    """Sweep, unless another server is at it. What goes wrong is logged."""
+async def sweep_in_turn(core: Core, *, orphans: bool) -> Swept | None:
+    """Sweep, unless another server is at it (None). Raises MetadataError, DataError."""
+    if not await core.metadata.take_turn(TURN, core.clock.now(), TURN_FOR):
+        return None
     try:
-        if not await core.metadata.take_turn(TURN, core.clock.now(), TURN_FOR):
-            return
-        try:
-            swept = await sweep(core, orphans=orphans)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await core.metadata.end_turn(TURN)
-    except (DataError, MetadataError) as error:
-        log.error("sweep: %s", error)
-        return
+        swept = await sweep(core, orphans=orphans)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await core.metadata.end_turn(TURN)
     if swept.expired or swept.forgotten or swept.orphans:
         log.info(
             "sweep: %d expired, %d forgotten, %d orphans",
@@ -88,6 +84,7 @@ async def sweep_in_turn(core: Core, *, orphans: bool) -> None:
             len(swept.forgotten),
             len(swept.orphans),
         )
+    return swept
 
 
 async def _expire_all(core: Core, swept: Swept, *, dry_run: bool) -> None:
@@ -177,8 +174,11 @@ async def _forget(core: Core, swept: Swept, held: Session, *, dry_run: bool) -> 
 
 
 async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bool) -> None:
-    """Delete bytes that no record speaks of, if they are old enough not to be on their way."""
-    if stored.modified_at > core.clock.now() - core.settings.orphan_age:
+    """Delete bytes that no record speaks of, if they are old enough not to be on their way.
+
+    Not those of a whole upload: should the records be lost, or be others, these are the files.
+    """
+    if stored.whole or stored.modified_at > core.clock.now() - core.settings.orphan_age:
         return
     try:
         if await core.metadata.load(stored.upload_id) is not None:

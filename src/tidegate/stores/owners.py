@@ -43,7 +43,8 @@ def walk(base: str, templates: Sequence[naming.Template]) -> Generator[Stored, N
                     found = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                yield Stored(upload_id, found.st_size, found.st_mtime, place)
+                whole = top == FINISHED
+                yield Stored(upload_id, found.st_size, found.st_mtime, place, whole)
 
 
 def _files(base: str, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -1,0 +1,61 @@
+"""`tidegate check`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+from msgspec import to_builtins
+from rich.console import Console
+
+from tidegate.cli import offline
+from tidegate.cli.errors import FAILED
+from tidegate.config import StoreConfig
+from tidegate.engine.check import Checked, Finding
+
+
+def check(
+    stores: StoreConfig = StoreConfig(),  # noqa: B008 - immutable
+    *,
+    repair: Annotated[
+        bool, Parameter(negative=(), help="Mend what can be mended without loss")
+    ] = False,
+    json: offline.Json = False,
+    config: offline.ConfigFile = None,
+) -> int:
+    """Read every record and its bytes, and say what does not agree.
+
+    Beside a running server it is safe; uploads that someone is writing to are left alone. Exit code
+    1: something does not agree, and was not mended.
+    """
+    del config  # read with the other sources of settings
+    checked, findings = offline.run(_check(stores, repair=repair, quiet=json))
+    if json:
+        offline.show(to_builtins({"checked": checked, "findings": findings}))
+    else:
+        mended = sum(finding.mended for finding in findings)
+        print(
+            f"{checked.uploads} uploads checked, {checked.in_use} left alone (in use),"
+            f" {len(findings)} findings, {mended} mended"
+        )
+    return 0 if all(finding.mended for finding in findings) else FAILED
+
+
+async def _check(
+    stores: StoreConfig, *, repair: bool, quiet: bool
+) -> tuple[Checked, list[Finding]]:
+    checked, findings = Checked(), []
+    console = Console(stderr=True, quiet=quiet)
+    async with offline.engine(stores) as engine:
+        with console.status("checking") as status:
+            async for finding in engine.check(checked, repair=repair):
+                findings.append(finding)
+                status.update(f"checking: {checked.uploads} uploads")
+                if not quiet:
+                    print(_line(finding))
+    return checked, findings
+
+
+def _line(finding: Finding) -> str:
+    outcome = "mended" if finding.mended else "lost for good" if finding.lost else "not mended"
+    return f"{finding.subject}: {finding.problem} ({outcome})"

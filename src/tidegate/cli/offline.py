@@ -1,0 +1,79 @@
+"""Commands that work on the stores of a server, beside it or without it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from cyclopts import Group, Parameter
+
+from tidegate import registry
+from tidegate.cli import logs
+from tidegate.cli.errors import Failure
+from tidegate.engine.engine import Engine
+from tidegate.ports import DataError, MetadataError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+    from tidegate.config import StoreConfig
+    from tidegate.engine.core import Settings
+
+T = TypeVar("T")
+
+OUTPUT = Group("Output", sort_key=9)
+
+Json = Annotated[
+    bool, Parameter(name="--json", group=OUTPUT, negative=(), help="One JSON object, for programs")
+]
+ConfigFile = Annotated[
+    str | None,
+    Parameter(
+        name="--config",
+        group=OUTPUT,
+        metavar="FILE",
+        show_default="tidegate.toml, if there",
+        help="Settings as TOML",
+    ),
+]
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work to its end. Raises Failure."""
+    logs.configure("warning", "console")
+    try:
+        return asyncio.run(work)
+    except (DataError, MetadataError) as error:
+        raise Failure(str(error)) from error
+    except KeyboardInterrupt:
+        raise Failure("interrupted; what was done is done, and nothing is left half done") from None
+
+
+@asynccontextmanager
+async def engine(stores: StoreConfig, settings: Settings | None = None) -> AsyncIterator[Engine]:
+    """An engine on the stores, with nothing going on behind. Raises Failure, DataError and so on."""
+    for folder in registry.folders(stores.data, stores.metadata_url):
+        if not folder.is_dir():
+            raise Failure(f"{folder}: there is no such folder, so there are no uploads in it")
+    data = registry.data_store(stores.data, registry.Options(file_name=stores.file_name))
+    metadata = registry.metadata_store(stores.metadata_url)
+    async with Engine(data, metadata, settings=settings, tending=False) as opened:
+        yield opened
+
+
+def show(value: object) -> None:
+    """Print a value as one line of JSON."""
+    json.dump(value, sys.stdout)
+    sys.stdout.write("\n")
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: `1.5 GiB`."""
+    amount, units = float(count), iter(("KiB", "MiB", "GiB", "TiB"))
+    unit = "bytes"
+    while amount >= 1024 and (larger := next(units, None)):
+        amount, unit = amount / 1024, larger
+    return f"{count} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
