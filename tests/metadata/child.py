@@ -2,6 +2,7 @@
 
 child.py PATH hold ID          take the lease of ID, say so, and keep it
 child.py PATH add ID TIMES     take the lease, add one to the offset, let go; so many times
+child.py PATH turn NAME        take the turn of NAME for an hour, say so, and keep it
 child.py PATH insert           insert records, saying the id of each that is acknowledged
 """
 
@@ -33,6 +34,9 @@ async def main(*arguments: str) -> None:
     elif what == "add":
         for _ in range(int(args[1])):
             await add(store, UploadId(args[0]))
+    elif what == "turn":
+        print(await store.take_turn(args[0], 0, 3600), flush=True)
+        await anyio.sleep_forever()
     elif what == "insert":
         for number in itertools.count():
             record = upload(f"{number:06}")

@@ -159,6 +159,15 @@ async def test_a_killed_holder_is_followed_at_once(
         assert grant.boot_id == "child"
 
 
+async def test_a_killed_holder_has_no_turn(store: SQLiteMetadataStore, child: StartChild) -> None:
+    with child("turn", "sweep") as other:
+        assert other.says() == "True"
+        assert not await store.take_turn("sweep", 1, 3600)
+        other.signal(signal.SIGKILL)
+        other.process.wait()
+        assert await store.take_turn("sweep", 2, 3600)
+
+
 async def test_a_killed_holder_wakes_who_waits(
     store: SQLiteMetadataStore, child: StartChild
 ) -> None:

@@ -307,10 +307,10 @@ class SQLiteMetadataStore:
         return await self._in_thread(lambda db: rows.tombstones(db, ended_before, limit))
 
     async def take_turn(self, name: str, now: float, ttl: float) -> bool:
-        """Be the one who does `name` for `ttl` seconds, unless someone else is."""
-        holder = self._holder.id
+        """Be the one who does `name` for `ttl` seconds, unless someone else who is alive is."""
+        holder, is_alive = self._holder.id, self._liveness.is_alive
         return await self._writer.submit(
-            Operation(lambda db: rows.take_turn(db, name, holder, now, ttl))
+            Operation(lambda db: rows.take_turn(db, name, holder, now, ttl, is_alive))
         )
 
     async def end_turn(self, name: str) -> None:

@@ -412,15 +412,21 @@ def _bring_forward(db: sqlite3.Connection, upload_id: UploadId) -> None:
 # ------------------------------------------------------------------------------------------ turns
 
 
-def take_turn(db: sqlite3.Connection, name: str, holder: str, now: float, ttl: float) -> bool:
-    """Be the one who does `name`, unless someone else is."""
-    taken = db.execute(
-        "INSERT INTO turn (name, holder, until) VALUES (?1, ?2, ?3)"
-        " ON CONFLICT (name) DO UPDATE SET holder = ?2, until = ?3"
-        " WHERE holder = ?2 OR until <= ?4",
-        (name, holder, now + ttl, now),
-    )
-    return taken.rowcount > 0
+def take_turn(
+    db: sqlite3.Connection,
+    name: str,
+    holder: str,
+    now: float,
+    ttl: float,
+    is_alive: Callable[[str], bool],
+) -> bool:
+    """Be the one who does `name`, unless someone else who is alive is."""
+    found = db.execute("SELECT holder FROM turn WHERE name = ? AND until > ?", (name, now))
+    other = found.fetchone()
+    if other is not None and other[0] != holder and is_alive(other[0]):
+        return False
+    db.execute("INSERT OR REPLACE INTO turn VALUES (?, ?, ?)", (name, holder, now + ttl))
+    return True
 
 
 def end_turn(db: sqlite3.Connection, name: str, holder: str) -> None:
