@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import uvicorn
 
-from tidegate.cli import listen
+from tidegate.cli import listen, workers
 from tidegate.cli.errors import FAILED
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ class Connection(Protocol):
 class Server(uvicorn.Server):
     """A server that says when it listens, and ends in order.
 
-    Asked to stop it accepts no more, lets the requests at work finish for `shutdown_timeout`
-    seconds (None: for ever), then closes their connections: to each it is as if its client went
-    away, so it stores what it read. Asked twice it closes them at once.
+    Asked to stop it accepts no more, calls `drain`, which ends the bodies that are being received,
+    lets the requests at work finish for `shutdown_timeout` seconds (None: for ever), then closes
+    their connections: to each it is as if its client went away, so it stores what it read. Asked
+    twice it closes them at once.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         *,
         announce: Callable[[], None],
+        drain: Callable[[], None],
         shutdown_timeout: float | None,
     ) -> None:
         super().__init__(config)
         self._announce = announce
+        self._drain = drain
         self._shutdown_timeout = shutdown_timeout
         self.forced = False
         """Whether requests were cut off since somebody would not wait for them."""
@@ -78,9 +81,11 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self.forced = bool(self.server_state.tasks)
             self._cut()
-        elif self._shutdown_timeout is not None:
-            asyncio.get_running_loop().call_later(self._shutdown_timeout, self._cut)
+            return
         self.should_exit = True
+        self._drain()
+        if self._shutdown_timeout is not None:
+            asyncio.get_running_loop().call_later(self._shutdown_timeout, self._cut)
 
     def _cut(self) -> None:
         state = self.server_state
@@ -125,7 +130,7 @@ def run(
         timeout_keep_alive=KEEP_ALIVE,
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
-    server = Server(config, announce=announce, shutdown_timeout=shutdown_timeout)
+    server = Server(config, announce=announce, drain=app.drain, shutdown_timeout=shutdown_timeout)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         return runner.run(_serve(app, server, sockets, supervisor))
 
@@ -181,13 +186,14 @@ def _heed_supervisor(server: Server, supervisor: socket.socket) -> None:
             return
         except ConnectionError:
             orders = b""
-        for _ in orders:
-            server.stop()
         if not orders:
             os._exit(FAILED)
+        stop()
+        if workers.HURRY in orders:
+            server.stop()
 
     def stop() -> None:
-        # A terminal and systemd send them to the supervisor, too, and it passes them on.
+        # A terminal and systemd send a signal to all, and the supervisor passes it on.
         if not server.should_exit:
             server.stop()
 

@@ -28,7 +28,8 @@ from tidegate.cli.errors import FAILED, Failure
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 STOP: Final = b"s"
-"""From the supervisor: stop; sent again: hurry."""
+HURRY: Final = b"h"
+"""From the supervisor: end in order, or as quickly as nothing is lost."""
 SERVING: Final = "serving"
 FAILED_TO: Final = "failed "
 """From a worker, a line: that it accepts requests, or why it never will."""
@@ -83,10 +84,10 @@ class Worker:
                 self.failure = text.removeprefix(FAILED_TO)
         return bool(data)
 
-    def tell_to_stop(self) -> None:
-        """Ask it to stop, or to hurry."""
+    def tell(self, order: bytes) -> None:
+        """Give it an order."""
         try:
-            self.channel.send(STOP)
+            self.channel.send(order)
         except OSError:
             pass  # it is dead, or asleep since so long that the stream is full
 
@@ -159,9 +160,16 @@ class Supervisor:
     def _fill(self) -> None:
         now = time.monotonic()
         for place, due in list(self._due.items()):
-            if due <= now and not self._stopping:
-                del self._due[place]
+            if due > now or self._stopping:
+                continue
+            del self._due[place]
+            try:
                 self._workers[place] = self._start()
+            except OSError as error:
+                if not self._announced:
+                    raise Failure(f"cannot start a worker: {error.strerror}") from error
+                self._deaths[place] += 1
+                self._put_off(place, f"a worker cannot be started: {error.strerror}")
 
     def _start(self) -> Worker:
         ours, theirs = socket.socketpair()
@@ -217,19 +225,25 @@ class Supervisor:
             self._forced = self._forced or code != 0
             return
         how = f"ended with {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
-        if worker.failure is not None and not (self._announced and self._workers):
+        if worker.failure is not None and not (self._announced and self._serving()):
             self._fail(worker.failure)
             return
         self._deaths[place] = 0 if worker.lived else self._deaths[place] + 1
         if not self._announced and self._deaths[place] >= TRIES:
             self._fail(f"workers die before they serve: the last of {TRIES} {how}")
             return
-        pause = BACK_OFF[min(self._deaths[place], len(BACK_OFF)) - 1] if self._deaths[place] else 0
-        self._due[place] = time.monotonic() + pause
         what = f"cannot serve: {worker.failure}" if worker.failure else how
-        log.error(
-            "worker %d %s; another follows%s", worker.pid, what, f" in {pause} s" * bool(pause)
-        )
+        self._put_off(place, f"worker {worker.pid} {what}")
+
+    def _put_off(self, place: int, why: str) -> None:
+        """Let another follow in a while."""
+        deaths = self._deaths[place]
+        pause = BACK_OFF[min(deaths, len(BACK_OFF)) - 1] if deaths else 0
+        self._due[place] = time.monotonic() + pause
+        log.error("%s; another follows%s", why, f" in {pause:g} s" if pause else "")
+
+    def _serving(self) -> int:
+        return sum(worker.serves_since is not None for worker in self._workers.values())
 
     def _fail(self, message: str) -> None:
         self._failure = message
@@ -251,8 +265,7 @@ class Supervisor:
             place = places[descriptor]
             if not self._workers[place].hear():
                 self._bury(place)
-        serving = [w for w in self._workers.values() if w.serves_since is not None]
-        if not self._announced and not self._stopping and len(serving) == self._count:
+        if not self._announced and not self._stopping and self._serving() == self._count:
             self._announced = True
             self._announce()
 
@@ -275,9 +288,9 @@ class Supervisor:
         # As long as one process has them open they accept.
         for each in self._sockets:
             each.close()
-        for worker in self._workers.values():
-            worker.tell_to_stop()
         hurried = len(self._signals) > 1 or self._failure is not None
+        for worker in self._workers.values():
+            worker.tell(HURRY if hurried else STOP)
         patience = 0.0 if hurried else self._shutdown_timeout
         self._kill_at = None if patience is None else time.monotonic() + patience + CLOSE_WITHIN
 
