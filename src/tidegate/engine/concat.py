@@ -57,6 +57,13 @@ class Assembler:
             return None
         return upload
 
+    async def length_of(self, final: Upload) -> int | None:
+        """A final's length, as soon as each of its parts has one."""
+        if final.length is not None:
+            return final.length
+        parts = await self._parts(final)
+        return None if parts is None else length_of(parts)
+
     def wake(self, final: UploadId) -> None:
         """Have another look at a final, in the background."""
         if final not in self._queued:

@@ -166,7 +166,8 @@ class Core:
     async def load(self, upload_id: UploadId) -> Loaded | None:
         """The record as the rules of expiry see it.
 
-        An append at work keeps an upload from expiring, and so does a pending final that needs it.
+        An append at work keeps an upload from expiring, and so does a pending final that needs it;
+        a part that is being uploaded keeps the final.
         """
         loaded = await self.metadata.load(upload_id)
         if loaded is None:
@@ -174,12 +175,25 @@ class Core:
         return Loaded(await self._unexpired(loaded.upload, loaded.hold), loaded.hold)
 
     async def _unexpired(self, upload: Upload, hold: Hold) -> Upload:
-        if upload.expires_at is None or upload.expires_at > self.clock.now():
+        now = self.clock.now()
+        if upload.expires_at is None or upload.expires_at > now:
             return upload
+        later = await self.parts_active_until(upload)
+        if later > now:
+            return replace(upload, expires_at=later)
         kept = hold is Hold.HELD or (
             upload.kind is Kind.PARTIAL and await self.metadata.pending_finals(upload.id)
         )
         return replace(upload, expires_at=None) if kept else upload
+
+    async def parts_active_until(self, upload: Upload) -> float:
+        """For a final: until when one of its parts is still being uploaded, by its activity."""
+        latest = 0.0
+        for part in set(upload.parts):
+            loaded = await self.metadata.load(part)
+            if loaded is not None and loaded.upload.state is State.RECEIVING:
+                latest = max(latest, loaded.upload.active_at + (self.offer.expire_after or 0.0))
+        return latest
 
     def lost_power(self, upload: Upload) -> bool:
         """Whether the machine went down since bytes were written that were not synced then."""

@@ -218,7 +218,7 @@ class Engine:
         if upload.kind is Kind.FINAL and not upload.complete:
             if loaded is not None and loaded.hold is not Hold.HELD:
                 self._assembler.wake(upload.id)
-            return Inspected(upload)
+            return Inspected(replace(upload, length=await self._assembler.length_of(upload)))
         # An append with a checksum is not interrupted: someone who polls would prevent it for ever.
         checking = upload.unverified and loaded is not None and loaded.hold is Hold.HELD
         if upload.complete or checking or (free and not core.doubtful(upload)):
@@ -236,9 +236,8 @@ class Engine:
 
     def _unexpired(self, upload: Upload, found: Upload | None) -> Upload:
         """What kept an upload from expiring when it was found still does now that it is held."""
-        kept = found is not None and found.expires_at is None
         due = upload.expires_at is not None and upload.expires_at <= self._core.clock.now()
-        return replace(upload, expires_at=None) if kept and due else upload
+        return replace(upload, expires_at=found.expires_at) if due and found is not None else upload
 
     async def _terminate(self, command: Terminate) -> Result:
         core = self._core

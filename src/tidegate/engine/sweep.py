@@ -24,7 +24,7 @@ from tidegate.ports import (
 )
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.lifecycle import Transition, advance, may_expire
-from tidegate.protocol.model import EventType, Kind, State, Upload, UploadId
+from tidegate.protocol.model import EventType, Kind, UploadId
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -128,7 +128,7 @@ async def _expire(core: Core, swept: Swept, held: Session, *, dry_run: bool) -> 
     now = core.clock.now()
     if upload.expires_at is None or upload.expires_at > now or not may_expire(upload):
         return
-    later = await _parts_active_until(core, upload)
+    later = await core.parts_active_until(upload)
     if later > now:
         if not dry_run:
             await held.commit(replace(upload, expires_at=later))
@@ -151,16 +151,6 @@ async def _expire(core: Core, swept: Swept, held: Session, *, dry_run: bool) -> 
     await free_parts(core, gone)
     swept.expired.append(upload.id)
     swept.freed += upload.offset
-
-
-async def _parts_active_until(core: Core, upload: Upload) -> float:
-    """For a final: until when one of its parts is still being uploaded, by its activity."""
-    latest = 0.0
-    for part in set(upload.parts):
-        loaded = await core.metadata.load(part)
-        if loaded is not None and loaded.upload.state is State.RECEIVING:
-            latest = max(latest, loaded.upload.active_at + (core.offer.expire_after or 0.0))
-    return latest
 
 
 async def _forget(core: Core, swept: Swept, held: Session, *, dry_run: bool) -> None:
