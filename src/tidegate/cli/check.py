@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from msgspec import to_builtins
@@ -12,6 +12,9 @@ from tidegate.cli import offline
 from tidegate.cli.errors import FAILED
 from tidegate.config import StoreConfig
 from tidegate.engine.check import Checked, Finding
+
+if TYPE_CHECKING:
+    from tidegate.engine.engine import Engine
 
 
 def check(
@@ -29,7 +32,7 @@ def check(
     1: something does not agree, and was not mended.
     """
     del config  # read with the other sources of settings
-    checked, findings = offline.run(_check(stores, repair=repair, quiet=json))
+    checked, findings = offline.run(_check(offline.engine(stores), repair=repair, quiet=json))
     if json:
         offline.show(to_builtins({"checked": checked, "findings": findings}))
     else:
@@ -41,13 +44,11 @@ def check(
     return 0 if all(finding.mended for finding in findings) else FAILED
 
 
-async def _check(
-    stores: StoreConfig, *, repair: bool, quiet: bool
-) -> tuple[Checked, list[Finding]]:
-    checked, findings = Checked(), []
+async def _check(engine: Engine, *, repair: bool, quiet: bool) -> tuple[Checked, list[Finding]]:
+    checked, findings = Checked(), list[Finding]()
     console = Console(stderr=True, quiet=quiet)
-    async with offline.engine(stores) as engine:
-        with console.status("checking") as status:
+    with console.status("checking") as status:
+        async with engine:
             async for finding in engine.check(checked, repair=repair):
                 findings.append(finding)
                 status.update(f"checking: {checked.uploads} uploads")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
@@ -17,7 +16,7 @@ from tidegate.engine.engine import Engine
 from tidegate.ports import DataError, MetadataError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import Coroutine
 
     from tidegate.config import StoreConfig
     from tidegate.engine.core import Settings
@@ -52,16 +51,14 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise Failure("interrupted; what was done is done, and nothing is left half done") from None
 
 
-@asynccontextmanager
-async def engine(stores: StoreConfig, settings: Settings | None = None) -> AsyncIterator[Engine]:
-    """An engine on the stores, with nothing going on behind. Raises Failure, DataError and so on."""
+def engine(stores: StoreConfig, settings: Settings | None = None) -> Engine:
+    """An engine on the stores, not opened yet, with nothing going on behind. Raises Failure."""
     for folder in registry.folders(stores.data, stores.metadata_url):
         if not folder.is_dir():
             raise Failure(f"{folder}: there is no such folder, so there are no uploads in it")
     data = registry.data_store(stores.data, registry.Options(file_name=stores.file_name))
     metadata = registry.metadata_store(stores.metadata_url)
-    async with Engine(data, metadata, settings=settings, tending=False) as opened:
-        yield opened
+    return Engine(data, metadata, settings=settings, tending=False)
 
 
 def show(value: object) -> None:

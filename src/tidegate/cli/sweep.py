@@ -12,6 +12,7 @@ from tidegate.config import StoreConfig, one, parse_duration
 from tidegate.engine.core import Settings
 
 if TYPE_CHECKING:
+    from tidegate.engine.engine import Engine
     from tidegate.engine.sweep import Swept
 
 
@@ -37,8 +38,8 @@ def sweep(
     touched. Exit code 1: something could not be done.
     """
     del config  # read with the other sources of settings
-    age = float("inf") if orphan_age is None else orphan_age
-    swept = offline.run(_sweep(stores, age, dry_run=dry_run))
+    settings = Settings(orphan_age=float("inf") if orphan_age is None else orphan_age)
+    swept = offline.run(_sweep(offline.engine(stores, settings), dry_run=dry_run))
     if json:
         offline.show(
             {
@@ -55,9 +56,8 @@ def sweep(
     return FAILED if swept.failed else 0
 
 
-async def _sweep(stores: StoreConfig, orphan_age: float, *, dry_run: bool) -> Swept:
-    settings = Settings(orphan_age=orphan_age)
-    async with offline.engine(stores, settings) as engine:
+async def _sweep(engine: Engine, *, dry_run: bool) -> Swept:
+    async with engine:
         swept = await engine.sweep(dry_run=dry_run)
     if swept is None:
         raise Failure("a sweep is at work already; --dry-run does not mind")
