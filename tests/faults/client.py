@@ -405,6 +405,8 @@ class Client:
         except Silence as silence:
             raise known.fail(str(silence)) from None
         self.seen[f"{call.method} {answer.status}"] += 1
+        if answer.status == 503:
+            self.seen[f"503 {answer.body.decode(errors='replace').strip()!r}"] += 1
         if answer.status >= 500 and answer.status not in (503, 507):
             raise known.fail(f"{call.method}: {answer.status} {answer.body!r}")
         return answer

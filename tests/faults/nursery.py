@@ -23,6 +23,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anyio import to_thread
+
 from tidegate.cli import logs, server
 from tidegate.clock import SystemClock
 from tidegate.engine.core import Settings
@@ -55,6 +57,14 @@ class ShiftedClock:
 def sink(path: Path) -> EventSink:
     """A listener that writes what it is told to the end of a file, a line at once."""
 
+    def write(line: bytes) -> None:
+        # The page cache survives a kill: no sync is needed, nor would it change a thing.
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
     async def tell(delivery: Delivery) -> None:
         event = delivery.event
         line = json.dumps(
@@ -66,12 +76,7 @@ def sink(path: Path) -> EventSink:
                 "offset": event.upload.offset,
             }
         )
-        # The page cache survives a kill: no sync is needed, nor would it change a thing.
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(file, line.encode() + b"\n")
-        finally:
-            os.close(file)
+        await to_thread.run_sync(write, line.encode() + b"\n")
 
     return tell
 

@@ -1,0 +1,48 @@
+"""kill -9 at random instants, and nothing that the server said was untrue.
+
+TIDEGATE_FAULT_KILLS says how often (500 under TIDEGATE_CI=1), TIDEGATE_FAULT_SEED with which seed.
+`python -m tests.faults.crash --hours 2` goes on for longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import pytest
+from tests.faults import crash
+
+KILLS: Final = int(
+    os.environ.get("TIDEGATE_FAULT_KILLS") or (500 if os.environ.get("TIDEGATE_CI") == "1" else 60)
+)
+SEED: Final = int(os.environ.get("TIDEGATE_FAULT_SEED") or secrets.randbits(32))
+
+pytestmark = pytest.mark.timeout(240 + KILLS)
+
+
+def _run(kills: int, *, workers: int, command: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="tidegate-crash-") as folder:
+        report = asyncio.run(
+            crash.run(Path(folder), seed=SEED, kills=kills, workers=workers, command=command)
+        )
+    print(report)
+    assert not report.broken, str(report)
+    # It proves nothing that nobody did anything.
+    assert report.kills.total() == kills
+    assert report.seen["204"] > kills
+    assert report.seen["compared"] > kills
+
+
+def test_two_workers_are_killed_one_by_one_and_together() -> None:
+    """What was acknowledged is there, nothing else is, nothing is stuck, all events are told."""
+    _run(KILLS, workers=2, command=False)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_command_is_killed(workers: int) -> None:
+    """The same for `tidegate serve`: all of it, its parent alone, or one worker."""
+    _run(max(5, KILLS // 20), workers=workers, command=True)
