@@ -342,14 +342,18 @@ def _not_final(case: Case[Append]) -> Refusal | None:
 # offsets do not match, the Server MUST respond with the 409 Conflict status without modifying the
 # upload resource."
 def _offset_matches(case: Case[Append]) -> Refusal | None:
-    offset, current = case.command.offset, case.known.offset
-    movable = not case.leased and not case.known.complete
-    if offset == current or (movable and offset > current):
+    offset, upload = case.command.offset, case.known
+    if offset == upload.offset:
+        return None
+    # A writer at work moves the offset up, and no further than the end.
+    end = upload.length if upload.length is not None else case.offer.max_size
+    in_reach = offset > upload.offset and (end is None or offset <= end)
+    if not case.leased and not upload.complete and in_reach:
         return None
     return Refusal(
         Code.OFFSET_MISMATCH,
-        f"Upload-Offset: {offset}; the upload is at {current}",
-        offset=current,
+        f"Upload-Offset: {offset}; the upload is at {upload.offset}",
+        offset=upload.offset,
     )
 
 
@@ -385,7 +389,7 @@ def _append_fits(case: Case[Append]) -> Refusal | None:
     if length is not None and stop > length:
         return Refusal(
             Code.TOO_LARGE,
-            f"a body of {sent} bytes; {max(0, length - command.offset)} of {length} are missing",
+            f"a body of {sent} bytes; {length - command.offset} of {length} are missing",
         )
     if stop > MAX_LENGTH:
         return Refusal(Code.TOO_LARGE, "an upload has at most 2^63-1 bytes")
@@ -415,7 +419,7 @@ def _termination_offered(case: Case[Terminate]) -> Refusal | None:
     return Refusal(
         Code.METHOD_NOT_ALLOWED,
         "uploads are not terminated over HTTP here",
-        allow=("OPTIONS", "HEAD", "PATCH"),
+        allow=_allowed(case.offer),
     )
 
 
@@ -425,8 +429,15 @@ def _downloads_offered(case: Case[Download]) -> Refusal | None:
     return Refusal(
         Code.METHOD_NOT_ALLOWED,
         "uploads are not read over HTTP here",
-        allow=("OPTIONS", "HEAD", "PATCH"),
+        allow=_allowed(case.offer),
     )
+
+
+def _allowed(offer: Offer) -> tuple[str, ...]:
+    """The methods of an upload's URL."""
+    terminates = ("DELETE",) if "termination" in offer.extensions else ()
+    reads = ("GET",) if offer.downloads else ()
+    return "OPTIONS", "HEAD", "PATCH", *terminates, *reads
 
 
 # A client that reads an unfinished upload would take a piece for the whole.

@@ -28,7 +28,9 @@ def parse(value: str, size: int) -> list[tuple[int, int]] | None:
     ranges: list[tuple[int, int]] = []
     listed = [spec.strip() for spec in specs.split(",")]
     asked = [spec for spec in listed if spec]
-    if not asked or len(asked) > MAX_RANGES:
+    # (Of nothing there is no range to give: to a client that asks for one of every file, an empty
+    # one is answered whole.)
+    if not asked or len(asked) > MAX_RANGES or size == 0:
         return None
     for spec in asked:
         match = _SPEC.fullmatch(spec)

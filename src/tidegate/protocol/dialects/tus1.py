@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from tidegate.protocol import fields
 from tidegate.protocol.commands import (
@@ -69,6 +69,7 @@ RESPONSE_HEADERS = (
 """What a page of another origin may read."""
 METHODS = ("OPTIONS", "POST", "HEAD", "PATCH", "DELETE", "GET")
 
+_COLLECTION = ("", "/")
 _ON_COLLECTION = ("OPTIONS", "POST")
 _ON_UPLOAD = ("OPTIONS", "HEAD", "PATCH", "DELETE", "GET")
 _VERSIONED = frozenset({"POST", "HEAD", "PATCH", "DELETE"})
@@ -92,8 +93,7 @@ def parse(request: Request) -> Command:
     is wrong with the rest of the head is kept in the command, for `decide` to bring up in its turn.
     """
     verb = method(request)
-    upload_id = _upload_id(request.path)
-    allowed = _ON_COLLECTION if upload_id is None else _ON_UPLOAD
+    allowed = _ON_COLLECTION if request.path in _COLLECTION else _ON_UPLOAD
     if verb not in allowed:
         raise Refusal(
             Code.METHOD_NOT_ALLOWED,
@@ -106,6 +106,7 @@ def parse(request: Request) -> Command:
         return Discover()
     if verb in _VERSIONED:
         _check_version(request)
+    upload_id = _upload_id(request.path)
     if upload_id is None:
         return _create(request)
     if verb == "PATCH":
@@ -120,7 +121,7 @@ def _upload_id(path: str) -> UploadId | None:
 
     Raises Refusal for a path that can name no upload.
     """
-    if path in ("", "/"):
+    if path in _COLLECTION:
         return None
     try:
         upload_id = unquote(path, errors="strict")
@@ -145,8 +146,7 @@ def _check_version(request: Request) -> None:
 
 def _create(request: Request) -> Create:
     try:
-        payload = _payload(request)
-        if payload is not None:
+        if _has_body(request):
             _check_content(request)
         kind, concat, parts = _concat(request)
         return Create(
@@ -156,7 +156,7 @@ def _create(request: Request) -> Create:
             metadata=fields.metadata(request.value(b"upload-metadata") or ""),
             concat=concat,
             parts=parts,
-            payload=payload,
+            payload=_payload(request),
         )
     except Refusal as refusal:
         return Create(malformed=refusal)
@@ -174,7 +174,7 @@ def _append(request: Request, upload_id: UploadId) -> Append:
             id=upload_id,
             offset=offset,
             length=_integer(request, b"upload-length", "Upload-Length"),
-            payload=_payload(request) or Payload(length=0, checksum=_checksum(request)),
+            payload=_payload(request) or Payload(length=0),
         )
     except Refusal as refusal:
         return Append(id=upload_id, payload=Payload(length=0), malformed=refusal)
@@ -196,8 +196,21 @@ def _check_content(request: Request) -> None:
         )
 
 
+def _has_body(request: Request) -> bool:
+    """Whether the head announces a body."""
+    if request.values(b"transfer-encoding"):
+        return True
+    lengths = request.values(b"content-length")
+    if lengths:
+        return any(length.strip("0") for length in lengths)
+    # In HTTP/2 a body need not be announced, but one that means something has a type.
+    return request.may_omit_length and any(
+        request.values(name) for name in (b"content-type", b"trailer")
+    )
+
+
 def _payload(request: Request) -> Payload | None:
-    """What the head says of the body; None: there is none."""
+    """What the head says of the body; None: there is none, nor a checksum of none."""
     codings = request.values(b"transfer-encoding")
     length = _integer(request, b"content-length", "Content-Length")
     if codings:
@@ -210,18 +223,14 @@ def _payload(request: Request) -> Payload | None:
             raise Refusal(
                 Code.BAD_HEADER, "both Content-Length and Transfer-Encoding; expected one of them"
             )
-    elif length is None and not request.may_omit_length:
-        return None
-    if length == 0 and request.value(b"upload-checksum") is None:
-        return None
-    return Payload(
-        length=length, checksum=_checksum(request), trailing_checksum=_trailing_checksum(request)
-    )
-
-
-def _checksum(request: Request) -> Checksum | None:
+    elif length is None and not _has_body(request):
+        length = 0
     value = request.value(b"upload-checksum")
-    return None if value is None else fields.checksum(value)
+    checksum = None if value is None else fields.checksum(value)
+    trailing = _trailing_checksum(request)
+    if length == 0 and checksum is None and not trailing:
+        return None
+    return Payload(length=length, checksum=checksum, trailing_checksum=trailing)
 
 
 # "If the hash cannot be calculated at the beginning of the upload, it MAY be included as a
@@ -235,6 +244,11 @@ def _trailing_checksum(request: Request) -> bool:
     if announced and request.value(b"upload-checksum") is not None:
         raise Refusal(
             Code.BAD_CHECKSUM, "Upload-Checksum: in the head and announced for the trailer as well"
+        )
+    if announced and not (request.values(b"transfer-encoding") or request.may_omit_length):
+        raise Refusal(
+            Code.BAD_CHECKSUM,
+            "Upload-Checksum: announced for the trailer, which only a chunked body has",
         )
     return announced
 
@@ -282,23 +296,18 @@ def _part(url: str, number: int, request: Request) -> UploadId:
         Code.NOT_FOUND, f"Upload-Concat: part {number} is not an upload of this server"
     )
     try:
-        path = urlsplit(url).path
+        path = urljoin(request.base_path, urlsplit(url).path)
     except ValueError:
         raise unknown from None
-    for base in (request.base_path, urlsplit(request.base_url).path):
-        if path.startswith(base):
-            path = path[len(base) :]
-            break
-    else:
-        if "/" in path:
-            raise unknown
-    try:
-        part = _upload_id(path)
-    except Refusal:
-        raise unknown from None
-    if part is None:
-        raise unknown
-    return part
+    # What the clients call, and what a proxy in front of us may have made of it.
+    for base in (urlsplit(request.base_url).path, request.base_path):
+        try:
+            part = _upload_id(path.removeprefix(base)) if path.startswith(base) else None
+        except Refusal:
+            continue
+        if part is not None:
+            return part
+    raise unknown
 
 
 # -------------------------------------------------------------------------------------- results
