@@ -142,6 +142,8 @@ async def _undo(core: Core, held: Session) -> None:
                     events=core.events(EventType.TERMINATED, upload),
                 )
                 await core.data.delete(upload)
+                if upload.kind is Kind.PARTIAL:
+                    core.part_changed(upload.id)
         finally:
             await held.end()
     except (DataError, MetadataError) as error:
