@@ -74,8 +74,8 @@ class Exchange(ABC):
         """The answer."""
 
     @abstractmethod
-    def answered(self) -> bool:
-        """Whether the head of the answer is here (in process only)."""
+    async def asked_for(self) -> None:
+        """Wait until the server asks for the body (on a socket: `Expect: 100-continue`)."""
 
 
 class Client(ABC):
@@ -123,18 +123,18 @@ class Client(ABC):
     # ------------------------------------------------------------------------ in words of tus
 
     async def tus(
-        self, method: str, path: str, body: bytes | None = None, **headers: str
+        self, method: str, path: str, body: bytes | None = None, /, **headers: str
     ) -> Reply:
         """A request of tus; `Upload_Length="5"` becomes the header `Upload-Length: 5`."""
         named = TUS | {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.request(method, path, {n: v for n, v in named.items() if v != "-"}, body)
 
-    async def post(self, body: bytes | None = None, **headers: str) -> Reply:
+    async def post(self, body: bytes | None = None, /, **headers: str) -> Reply:
         if body is not None:
             headers.setdefault("Content_Type", STREAM)
         return await self.tus("POST", self.base, body, **headers)
 
-    async def create(self, length: int | None = None, **headers: str) -> str:
+    async def create(self, length: int | None = None, /, **headers: str) -> str:
         """A new upload; the path of its URL."""
         sized = {"Upload_Length": str(length)} if length is not None else {}
         reply = await self.post(**(sized | headers))
@@ -219,8 +219,6 @@ def check(method: str, reply: Reply) -> None:
 
 # ----------------------------------------------------------------------------------- in process
 
-Scope = "MutableMapping[str, Any]"
-
 
 @dataclass
 class AsgiExchange(Exchange):
@@ -267,8 +265,10 @@ class AsgiExchange(Exchange):
         async with asyncio.timeout(PATIENCE):
             await self._task
 
-    def answered(self) -> bool:
-        return bool(self.messages)
+    async def asked_for(self) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not self.asked:
+                await asyncio.sleep(0)
 
     async def reply(self) -> Reply:
         assert self._task is not None
@@ -285,9 +285,9 @@ class AsgiExchange(Exchange):
         # A server takes it literally and closes while the client may still be sending.
         assert "connection" not in [name for name, _ in headers]
         assert all(body["type"] == "http.response.body" for body in bodies)
-        assert [body.get("more_body", False) for body in bodies] == [True] * (
-            len(bodies) - 1
-        ) + [False]
+        assert [body.get("more_body", False) for body in bodies] == [True] * (len(bodies) - 1) + [
+            False
+        ]
         body = b"".join(body.get("body", b"") for body in bodies)
         reply = Reply(start["status"], headers, body, continued=self.asked > 0)
         check(self.scope["method"], reply)
@@ -345,6 +345,7 @@ class SocketExchange(Exchange):
         self.stream = stream
         self.method = method
         self.connection = h11.Connection(h11.CLIENT, 64 * 1024)
+        self.continued = False
 
     async def head(self, request: h11.Request) -> None:
         await self.stream.send(self.connection.send(request) or b"")
@@ -366,25 +367,33 @@ class SocketExchange(Exchange):
     async def drop(self) -> None:
         await self.stream.aclose()
 
-    def answered(self) -> bool:
-        raise NotImplementedError
+    async def asked_for(self) -> None:
+        with anyio.fail_after(PATIENCE):
+            while not self.continued:
+                event = self.connection.next_event()
+                if event is h11.NEED_DATA:
+                    self.connection.receive_data(await _receive(self.stream))
+                else:
+                    assert isinstance(event, h11.InformationalResponse), event
+                    self.continued = event.status_code == 100
 
     async def reply(self) -> Reply:
-        with anyio.fail_after(PATIENCE):
-            reply = await self._reply()
-        await self.stream.aclose()
+        try:
+            with anyio.fail_after(PATIENCE):
+                reply = await self._reply()
+        finally:
+            await self.stream.aclose()
         check(self.method, reply)
         return reply
 
     async def _reply(self) -> Reply:
-        continued = False
         reply: Reply | None = None
         while True:
             event = self.connection.next_event()
             if event is h11.NEED_DATA:
                 self.connection.receive_data(await _receive(self.stream))
             elif isinstance(event, h11.InformationalResponse):
-                continued = continued or event.status_code == 100
+                self.continued = self.continued or event.status_code == 100
             elif isinstance(event, h11.Response):
                 headers = [(n.decode(), v.decode("latin-1")) for n, v in event.headers]
                 reply = Reply(event.status_code, headers)
@@ -393,7 +402,7 @@ class SocketExchange(Exchange):
                 reply.body += event.data
             elif isinstance(event, h11.EndOfMessage):
                 assert reply is not None
-                reply.continued = continued
+                reply.continued = self.continued
                 return reply
             else:
                 raise AssertionError(f"{event} after {reply}")
@@ -412,9 +421,17 @@ class SocketClient(Client):
     def __init__(self, host: str, port: int) -> None:
         self.host = host
         self.port = port
+        self._streams: list[SocketStream] = []
 
     async def connect(self) -> SocketStream:
-        return await anyio.connect_tcp(self.host, self.port)
+        stream = await anyio.connect_tcp(self.host, self.port)
+        self._streams.append(stream)
+        return stream
+
+    async def aclose(self) -> None:
+        """Close what a test that failed left open."""
+        for stream in self._streams:
+            await stream.aclose()
 
     async def start(
         self, method: str, path: str, headers: Iterable[tuple[str, str]] = ()
@@ -427,7 +444,7 @@ class SocketClient(Client):
             h11.Request(
                 method=method,
                 target=path,
-                headers=[(n, v.encode("latin-1")) for n, v in pairs],
+                headers=[(n.encode(), v.strip(" \t").encode("latin-1")) for n, v in pairs],
             )
         )
         return exchange

@@ -7,14 +7,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from tests.support.exchange import AsgiClient, Client, SocketClient
 from uvicorn.server import ServerState
 
+from tidegate.asgi import Tidegate
 from tidegate.cli.server import HEAD_BYTES
 from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.stores.local import LocalStore
 from tidegate.stores.memory import MemoryStore
-from tests.support.exchange import AsgiClient, Client, SocketClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,6 +40,15 @@ def stores(pair: str, folder: Path) -> tuple[DataStore, MetadataStore]:
     )
 
 
+def in_memory(**settings: Any) -> Tidegate:
+    """An application on stores in memory, which nobody has opened."""
+    return Tidegate(
+        settings.pop("data", None) or MemoryStore(MEMORY),
+        settings.pop("metadata", None) or MemoryMetadataStore(),
+        **settings,
+    )
+
+
 @asynccontextmanager
 async def served(app: Any, way: str) -> AsyncIterator[Client]:
     """A client of an application that is open already."""
@@ -46,7 +56,11 @@ async def served(app: Any, way: str) -> AsyncIterator[Client]:
         yield AsgiClient(app)
         return
     async with listening(app, way) as port:
-        yield SocketClient("127.0.0.1", port)
+        client = SocketClient("127.0.0.1", port)
+        try:
+            yield client
+        finally:
+            await client.aclose()
 
 
 @asynccontextmanager
@@ -65,8 +79,9 @@ async def listening(app: Any, http: Any = "h11", **settings: Any) -> AsyncIterat
     )
     config.load()
     state = ServerState()
+    protocol: Any = config.http_protocol_class
     server = await asyncio.get_running_loop().create_server(
-        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),
+        lambda: protocol(config=config, server_state=state, app_state={}),
         "127.0.0.1",
         0,
     )

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from urllib.parse import quote, unquote
 
 import anyio
+import anyio.lowlevel
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import WEEK, Engine
 from tidegate.ports import DataError, Durability, MetadataError
 from tidegate.protocol.dialects.http import Request
 from tidegate.protocol.errors import Code, Refusal
-from tidegate.transports.body import AsgiBody
+from tidegate.transports.body import PATIENT, AsgiBody, Patience
 from tidegate.transports.service import Answer, Service, access, log
+from tidegate.transports.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
@@ -25,6 +29,13 @@ if TYPE_CHECKING:
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[dict[str, Any]]]
     Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Give(Protocol):
+    """Hands a piece of the response's body to the server."""
+
+    async def __call__(self, chunk: bytes, *, more: bool = True) -> None:
+        """Wait until the server takes it."""
 
 
 class Tidegate:
@@ -39,6 +50,7 @@ class Tidegate:
     of it, when neither Host nor a trusted proxy tells. Sizes are bytes, times are seconds. With
     `accept_upgrade` a request that carries both an Upgrade field and a body is accepted: safe on
     every server but uvicorn's httptools protocol, which would take the body for another request.
+    `patience` is how long a client is waited for, `slots` is how many bodies are received at once.
     """
 
     def __init__(
@@ -59,6 +71,8 @@ class Tidegate:
         settings: Settings | None = None,
         on_event: Sequence[EventSink] = (),
         accept_upgrade: bool = False,
+        patience: Patience = PATIENT,
+        slots: Slots | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Do nothing but check. Raises ValueError, in words for the developer."""
@@ -82,6 +96,8 @@ class Tidegate:
             cors_origins=cors_origins,
         )
         self._accept_upgrade = accept_upgrade
+        self._patience = patience
+        self.slots = slots or Slots()
         self._runner: asyncio.Task[None] | None = None
         self._opening: asyncio.Future[None] | None = None
         self._closing = asyncio.Event()
@@ -123,12 +139,15 @@ class Tidegate:
             async with self.engine:
                 opened.set_result(None)
                 await self._closing.wait()
-        except (DataError, MetadataError) as error:
+        except Exception as error:
             if opened.done():
+                log.exception("what goes on behind the requests has failed")
                 raise
-            # Opened again by the next request: what is wrong may pass.
-            self._opening = None
             opened.set_exception(error)
+        finally:
+            # Opened again by the next request: what is wrong may pass.
+            if self._opening is opened:
+                self._opening = None
 
     async def _close(self) -> None:
         runner, self._runner, self._opening = self._runner, None, None
@@ -138,14 +157,19 @@ class Tidegate:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
+        # Whatever is raised here is taken by servers for an application without lifespan.
         try:
             await self._open()
-        except (DataError, MetadataError) as error:
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
+        except Exception as error:  # noqa: BLE001
+            await send({"type": "lifespan.startup.failed", "message": _why(error)})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self._close()
+        try:
+            await self._close()
+        except Exception as error:  # noqa: BLE001
+            await send({"type": "lifespan.shutdown.failed", "message": _why(error)})
+            return
         await send({"type": "lifespan.shutdown.complete"})
 
     # -------------------------------------------------------------------------------- requests
@@ -176,8 +200,8 @@ class Tidegate:
             base_url=self._service.base_url(origin, root_path),
             may_omit_length=scope.get("http_version", "1.1") not in ("1.0", "1.1"),
         )
-        body = AsgiBody(receive)
-        answer = await self._answer(request, body, known=below is not None)
+        body = AsgiBody(receive, self._patience)
+        answer = await self._answer(request, body, origin.client, known=below is not None)
         sent = await self._send(answer, request, receive, send)
         access.info(
             "request",
@@ -196,7 +220,9 @@ class Tidegate:
             },
         )
 
-    async def _answer(self, request: Request, body: AsgiBody, *, known: bool) -> Answer:
+    async def _answer(
+        self, request: Request, body: AsgiBody, client: str | None, *, known: bool
+    ) -> Answer:
         if not known:
             refusal = Refusal(Code.NOT_FOUND, f"uploads live under {request.base_path}")
             return self._service.refuse(refusal, request)
@@ -207,47 +233,58 @@ class Tidegate:
             return self._service.refuse(refusal, request)
         try:
             await self._open()
-        except (DataError, MetadataError) as error:
-            log.error("cannot open: %s", error)
+        except Exception as error:  # noqa: BLE001 - nothing goes past an answer
+            log.error("cannot open: %s", _why(error))
             refusal = Refusal(Code.UNAVAILABLE, "the server is not ready; try again", retry_after=2)
             return self._service.refuse(refusal, request)
-        return await self._service.answer(request, body)
+        if not _has_body(request):
+            return await self._service.answer(request, body)
+        try:
+            with self.slots.taken(client):
+                return await self._service.answer(request, body)
+        except Refusal as refusal:
+            return self._service.refuse(refusal, request)
 
     async def _send(self, answer: Answer, request: Request, receive: Receive, send: Send) -> int:
         """Send the answer; how many bytes of body were given to the server."""
         await send(
             {"type": "http.response.start", "status": answer.status, "headers": answer.headers}
         )
-        if not answer.pieces:
+        if not answer.pieces or request.method == "HEAD":
             body = b"" if request.method == "HEAD" else answer.body
             await send({"type": "http.response.body", "body": body})
             return len(body)
         sent = 0
+
+        async def give(chunk: bytes, *, more: bool = True) -> None:
+            nonlocal sent
+            await send({"type": "http.response.body", "body": chunk, "more_body": more})
+            sent += len(chunk)
+
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_until_gone, receive, tasks.cancel_scope)
-            sent = await self._send_pieces(answer, send)
+            await self._send_pieces(answer, give)
             tasks.cancel_scope.cancel()
         return sent
 
-    async def _send_pieces(self, answer: Answer, send: Send) -> int:
-        sent = 0
+    async def _send_pieces(self, answer: Answer, give: Give) -> None:
+        upload = answer.upload
+        if upload is None:
+            raise AssertionError
         try:
             for piece in answer.pieces:
                 if piece.before:
-                    await send(
-                        {"type": "http.response.body", "body": piece.before, "more_body": True}
-                    )
-                if answer.upload is None:
-                    raise AssertionError
-                async for chunk in self.engine.read(answer.upload, piece.start, piece.stop):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                    sent += len(chunk)
+                    await give(piece.before)
+                async with _closing(self.engine.read(upload, piece.start, piece.stop)) as chunks:
+                    async for chunk in chunks:
+                        await give(chunk)
+                        # Neither store nor server may have waited: see whether the client is gone.
+                        await anyio.lowlevel.checkpoint()
         except DataError as error:
             # The head is sent: to break off is the only way left to say that this is not all.
-            log.error("upload %s cannot be read: %s", answer.upload and answer.upload.id, error)
+            log.error("upload %s cannot be read: %s", upload.id, error)
             raise
-        await send({"type": "http.response.body", "body": answer.after})
-        return sent
+        await give(answer.after, more=False)
 
 
 async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
@@ -257,14 +294,41 @@ async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
+@asynccontextmanager
+async def _closing(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Have the store close what it reads from also when the reading is broken off."""
+    try:
+        yield chunks
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            with anyio.CancelScope(shield=True):
+                await chunks.aclose()
+
+
 def _path(scope: Scope, root_path: str) -> str:
-    """The path below where the application is mounted, as it was sent."""
+    """The path below where the application is mounted, percent-encoded as it was sent.
+
+    Servers and frameworks differ in whether it still begins with `root_path`, which is decoded.
+    """
     raw = scope.get("raw_path")
-    path: str = raw.decode("latin-1").partition("?")[0] if raw else scope["path"]
+    path = raw.decode("latin-1").partition("?")[0] if raw else quote(scope["path"])
+    # "a server MUST accept the absolute-form in requests" (RFC 9112, 3.2.2).
+    if path.startswith(("http://", "https://")):
+        path = "/" + path.split("/", 3)[3] if path.count("/") > 2 else "/"
     root = root_path.rstrip("/")
-    if root and path.startswith(root + "/"):
-        return path[len(root) :]
-    return "/" if root and path == root else path
+    segments = path.split("/")
+    depth = root.count("/") + 1
+    head = "/".join(segments[:depth])
+    if root and root in (head, unquote(head)):
+        return "/" + "/".join(segments[depth:])
+    return path
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, for the operator: in words, where it was foreseen."""
+    if isinstance(error, (DataError, MetadataError)):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _has_body(request: Request) -> bool:

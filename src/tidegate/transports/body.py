@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import msgspec
 
 from tidegate.ports import BodyEnd
 
@@ -19,6 +21,23 @@ BUFFER = 1024 * 1024
 GB/s, little enough for thousands of connections."""
 
 
+RATE_WINDOW = 30.0
+"""Seconds of waiting over which the rate of a client is judged: a link of a moving client has gaps
+of some seconds, and who is meant, one that sends a byte now and then, has time."""
+
+
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a client is waited for. Time that the server takes itself does not count."""
+
+    idle: float | None = None
+    """Seconds without a byte; None: for ever."""
+    rate: int | None = None
+    """Bytes per second that must come, over RATE_WINDOW; None: any."""
+
+
+PATIENT: Final = Patience()
+
+
 class AsgiBody:
     """Reads with `receive`, ahead of the sink by at most BUFFER bytes (and one message).
 
@@ -26,8 +45,17 @@ class AsgiBody:
     writes and a slow one its bytes stored at once.
     """
 
-    def __init__(self, receive: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(
+        self, receive: Callable[[], Awaitable[dict[str, Any]]], patience: Patience = PATIENT
+    ) -> None:
         self._receive = receive
+        self._patience = patience
+        self._still = 0.0
+        """Seconds of waiting since the last byte."""
+        self._waited = 0.0
+        """Seconds of waiting since the rate was judged last,"""
+        self._judged = 0
+        """when so many bytes had been received."""
         self.received = 0
         """Bytes read so far."""
         self.read = False
@@ -35,6 +63,7 @@ class AsgiBody:
         self._gathered: list[bytes] = []
         self._size = 0
         self._end: BodyEnd | None = None
+        self._failure: Exception | None = None
         self._more = anyio.Event()
         self._room = anyio.Event()
 
@@ -50,6 +79,7 @@ class AsgiBody:
             except Exception as error:  # noqa: BLE001 - raised again, outside of the task group
                 failure = error
             tasks.cancel_scope.cancel()
+        failure = failure or self._failure
         if failure is not None:
             raise failure
         return end
@@ -60,7 +90,12 @@ class AsgiBody:
 
     async def _gather(self) -> None:
         while self._end is None:
-            message = await self._receive()
+            try:
+                message = await self._receive()
+            except Exception as error:  # noqa: BLE001 - raised again, when what came is stored
+                self._failure = error
+                self._finish(BodyEnd.DROPPED)
+                return
             if message["type"] == "http.disconnect":
                 self._finish(BodyEnd.DROPPED)
                 return
@@ -90,12 +125,36 @@ class AsgiBody:
             if not self._gathered:
                 if self._end is not None:
                     return self._end
-                self._more = anyio.Event()
-                await self._more.wait()
+                await self._wait()
             batch, self._gathered, self._size = self._gathered, [], 0
             self._room.set()
             if batch:
                 await sink.write(batch)
+
+    async def _wait(self) -> None:
+        """Wait for more, or for the end of patience. Only here the client is what is waited for."""
+        self._more = anyio.Event()
+        idle, rate = self._patience.idle, self._patience.rate
+        if idle is None and rate is None:
+            return await self._more.wait()
+        began = anyio.current_time()
+        with anyio.move_on_after(
+            min(
+                math.inf if idle is None else idle - self._still,
+                math.inf if rate is None else RATE_WINDOW - self._waited,
+            )
+        ):
+            await self._more.wait()
+        waited = anyio.current_time() - began
+        self._still = 0.0 if self._gathered else self._still + waited
+        self._waited += waited
+        if idle is not None and self._still >= idle:
+            self._finish(BodyEnd.STALLED)
+        if rate is not None and self._waited >= RATE_WINDOW:
+            if self.received - self._judged < rate * self._waited:
+                self._finish(BodyEnd.STALLED)
+            self._waited, self._judged = 0.0, self.received
+        return None
 
 
 if TYPE_CHECKING:

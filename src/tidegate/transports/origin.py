@@ -50,7 +50,9 @@ class Proxies:
             address = ipaddress.ip_address(peer)
         except ValueError:
             return False
-        return any(address in network for network in self._networks)
+        # A socket of both families shows an IPv4 peer as ::ffff:192.0.2.1.
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in network for network in self._networks)
 
     def origin(self, scheme: str, peer: str | None, headers: Sequence[Header]) -> Origin:
         """The origin of a request with `headers`, sent by `peer` over `scheme`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import msgspec
 
@@ -51,7 +52,7 @@ class Service:
         cors_origins: Sequence[str],
     ) -> None:
         self.engine = engine
-        self.base_path = "/" + base_path.strip("/") + "/" if base_path.strip("/") else "/"
+        self.base_path = f"/{_encoded(base_path.strip('/'))}/" if base_path.strip("/") else "/"
         self._public_url = public_url.rstrip("/") if public_url else None
         self._relative = relative_location
         self._proxies = Proxies(trusted_proxies)
@@ -70,7 +71,7 @@ class Service:
         """What Location begins with."""
         if self._public_url is not None:
             return self._public_url + self.base_path
-        path = root_path.rstrip("/") + self.base_path
+        path = _encoded(root_path.rstrip("/")) + self.base_path
         if self._relative or origin.host is None:
             return path
         return f"{origin.scheme}://{origin.host}{path}"
@@ -121,3 +122,8 @@ class Service:
     def _refuse(self, refusal: Refusal, request: Request) -> Answer:
         response = tus1.render_refusal(refusal, request)
         return Answer(status=response.status, headers=response.headers, body=response.body)
+
+
+def _encoded(path: str) -> str:
+    """A path as it stands in a URL; what is percent-encoded already stays."""
+    return quote(path, safe="/%:@!$&'()*+,;=~")

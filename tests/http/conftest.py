@@ -1,0 +1,87 @@
+"""The way in and the stores behind it, by parameter: every test here runs over all of them.
+
+A test takes `client` (a server with default settings), or `serve`, which starts one with others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.exchange import Client
+from tests.support.serving import PAIRS, served, stores
+
+from tidegate.asgi import Tidegate
+from tidegate.ports import Durability
+from tidegate.testing import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+Serve = Callable[..., Awaitable[Client]]
+
+COMBINATIONS = [
+    *(("asgi", pair) for pair in PAIRS),
+    *(("h11", pair) for pair in PAIRS),
+    # What a framework's own server does differs below the stores only.
+    ("httptools", "local+sqlite"),
+]
+
+
+@pytest.fixture(params=COMBINATIONS, ids=lambda c: f"{c[0]}-{c[1]}")
+def combination(request: pytest.FixtureRequest) -> tuple[str, str]:
+    found: tuple[str, str] = request.param
+    return found
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def serve(
+    combination: tuple[str, str], tmp_path: Path, clock: FakeClock
+) -> AsyncIterator[Serve]:
+    way, pair = combination
+    async with AsyncExitStack() as stack:
+
+        async def start(**settings: Any) -> Client:
+            data, metadata = stores(pair, tmp_path)
+            given: dict[str, Any] = {"base_path": "/files/", "clock": clock} | settings
+            if way != "asgi":
+                # Waiting for the disk is tried in process; here it would only take its time.
+                given.setdefault("durability", Durability.NONE)
+            app = Tidegate(given.pop("data", data), given.pop("metadata", metadata), **given)
+            await stack.enter_async_context(app)
+            return await stack.enter_async_context(served(app, way))
+
+        yield start
+
+
+@pytest.fixture
+async def client(serve: Serve) -> Client:
+    return await serve()
+
+
+@pytest.fixture(autouse=True)
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """What tidegate logs; kept from pytest's handlers, which write to files on the event loop."""
+    records: list[logging.LogRecord] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info:
+                record.exc_text = logging.Formatter().formatException(record.exc_info)
+            records.append(record)
+
+    logger, handler = logging.getLogger("tidegate"), Keep()
+    logger.addHandler(handler)
+    logger.propagate = False
+    yield records
+    logger.propagate = True
+    logger.removeHandler(handler)
