@@ -1,4 +1,4 @@
-"""The settings of `tidegate serve`: their types, their defaults, and how they are written.
+"""The settings of `tidegate serve`: their types and their defaults.
 
 Each setting is a flag, an environment variable and a key of the TOML file under one name. What is
 wrong with a value is said by its parser, where the value came from by the command line.
@@ -6,23 +6,31 @@ wrong with a value is said by its parser, where the value came from by the comma
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Annotated, Any, Final, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, Token
 
 from tidegate import registry
+from tidegate.config_parsers import (
+    parse_base_path,
+    parse_count,
+    parse_durability,
+    parse_duration,
+    parse_extension,
+    parse_items,
+    parse_origin,
+    parse_port,
+    parse_proxy,
+    parse_public_url,
+    parse_rate,
+    parse_size,
+    parse_template,
+    parse_workers,
+)
 from tidegate.engine.engine import WEEK
 from tidegate.ports import Durability
-from tidegate.protocol.capabilities import NEEDS
-from tidegate.stores import naming
-
-T = TypeVar("T")
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["console", "json"]
@@ -30,180 +38,6 @@ LogFormat = Literal["console", "json"]
 
 class ConfigError(ValueError):
     """Settings that do not fit together, in words for the operator."""
-
-
-# ------------------------------------------------------------------------------- how they are written
-
-_UNITS: Final = {"": 1, "b": 1} | {
-    f"{letter}{suffix}": base**power
-    for power, letter in enumerate("kmgtp", start=1)
-    for suffix, base in (("b", 1000), ("ib", 1024))
-}
-_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-LONGEST: Final = 36_500 * 86_400
-"""A hundred years, in seconds: dates in headers end with the year 9999."""
-MOST_WORKERS: Final = 256
-"""More than a machine has processors, and fewer than it has memory for."""
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", re.ASCII)
-_PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*", re.ASCII)
-_HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", re.ASCII)
-
-
-def parse_size(text: str) -> int | None:
-    """Bytes: `1024`, `500MB` (10^6), `10GiB` (2^30), or `unlimited` (None)."""
-    if text.strip().lower() == "unlimited":
-        return None
-    found = _QUANTITY.fullmatch(text.strip())
-    unit = _UNITS.get(found[2].lower()) if found else None
-    if found is None or unit is None:
-        hint = f", say {text.strip()}B or {text.strip()}iB" if _is_bare_unit(found) else ""
-        raise ValueError(
-            f"{text!r} is not a size{hint}: expected bytes, or a number with"
-            " KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (of 1024), or unlimited"
-        )
-    size = int(Decimal(found[1]) * unit)
-    if size < 1:
-        raise ValueError(f"{text!r} is less than one byte; for no limit say unlimited")
-    return size
-
-
-def _is_bare_unit(found: re.Match[str] | None) -> bool:
-    return found is not None and found[2].lower() in set("kmgtp")
-
-
-def parse_duration(text: str) -> float | None:
-    """Seconds: `90`, `90s`, `15m`, `24h`, `7d`, `2w`, or `never` (None)."""
-    if text.strip().lower() == "never":
-        return None
-    found = _QUANTITY.fullmatch(text.strip())
-    unit = _SECONDS.get(found[2].lower()) if found else None
-    if found is None or unit is None:
-        raise ValueError(
-            f"{text!r} is not a length of time: expected seconds, or a number with"
-            " s, m, h, d or w (90s, 15m, 24h, 7d), or never"
-        )
-    seconds = float(Decimal(found[1]) * unit)
-    if not 0 < seconds <= LONGEST:
-        raise ValueError(
-            f"{text!r} is out of range: expected more than 0 and at most 36500d, or never"
-        )
-    return seconds
-
-
-def parse_port(text: str) -> int:
-    """A TCP port; 0 is any that is free."""
-    if text.startswith("tcp://"):
-        raise ValueError(
-            f"{text!r} is what Kubernetes sets for a service of this name: expected a port from 0"
-            " to 65535 (set enableServiceLinks: false, or give --port)"
-        )
-    if not text.isascii() or not text.isdecimal() or int(text) > 65_535:
-        raise ValueError(f"{text!r} is not a port: expected a number from 0 to 65535")
-    return int(text)
-
-
-def parse_workers(text: str) -> int:
-    """How many processes."""
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MOST_WORKERS:
-        raise ValueError(f"{text!r} is not a number of processes: expected 1 to {MOST_WORKERS}")
-    return int(text)
-
-
-def parse_base_path(text: str) -> str:
-    """The path of a URL, with a slash at both ends."""
-    path = f"/{text.strip('/')}/" if text.strip("/") else "/"
-    if not _PATH.fullmatch(path) or "//" in path or {".", ".."}.intersection(path.split("/")):
-        raise ValueError(
-            f"{text!r} is not the path of a URL: expected something like /files/,"
-            " without ?, #, spaces, empty or dotted parts"
-        )
-    return path
-
-
-def parse_public_url(text: str) -> str:
-    """An absolute http or https URL, without the slash at its end."""
-    try:
-        url = urlsplit(text)
-        right = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        right = False
-    if not right or url.query or url.fragment or "@" in url.netloc or not text.isprintable():
-        raise ValueError(
-            f"{text!r} is not a public URL: expected http:// or https://, a host, and perhaps a"
-            " port and a path, like https://example.org"
-        )
-    return text.rstrip("/")
-
-
-def parse_proxy(text: str) -> str:
-    """An address, a network, or `*`."""
-    if text == "*":
-        return text
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError(
-            f"{text!r} is not an address of a proxy: expected an IP address (10.0.0.5, ::1), a"
-            " network (10.0.0.0/8), or * for whoever connects"
-        ) from None
-    return text
-
-
-def parse_origin(text: str) -> str:
-    """An origin as browsers send it: `*`, or scheme://host[:port]."""
-    if text == "*":
-        return text
-    expected = "expected *, none, or scheme://host[:port], like https://example.org"
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError:
-        raise ValueError(f"{text!r} is not an origin: {expected}") from None
-    host = url.netloc.lower().rpartition(":")[0] if port is not None else url.netloc.lower()
-    if not url.scheme or not _HOST.fullmatch(host):
-        raise ValueError(f"{text!r} is not an origin: {expected}")
-    origin = f"{url.scheme}://{url.netloc.lower()}"
-    if text.lower() != origin:
-        raise ValueError(f"{text!r} is more than an origin: expected {origin}, without a path")
-    return origin
-
-
-def parse_extension(text: str) -> str:
-    """The name of an extension of tus 1.0.0."""
-    if text not in NEEDS:
-        raise ValueError(f"{text!r} is not an extension of tus 1.0.0: expected {', '.join(NEEDS)}")
-    return text
-
-
-def parse_durability(text: str) -> Durability:
-    """The name of a mode."""
-    try:
-        return Durability(text)
-    except ValueError:
-        raise ValueError(
-            f"{text!r} is not a durability: expected {', '.join(Durability)}"
-        ) from None
-
-
-def parse_template(text: str) -> str:
-    """How finished files are named: see `naming.Template`."""
-    naming.Template(text)
-    return text
-
-
-def parse_items(parse: Callable[[str], T]) -> Callable[[Sequence[str]], tuple[T, ...]]:
-    """A parser for lists, of which each text holds one or several, by commas or spaces.
-
-    The one item `none` is the empty list.
-    """
-
-    def parse_all(texts: Sequence[str]) -> tuple[T, ...]:
-        items = [item for text in texts for item in re.split(r"[\s,]+", text) if item]
-        if items == ["none"]:
-            return ()
-        return tuple(parse(item) for item in items)
-
-    return parse_all
 
 
 # ------------------------------------------------------------------------------------ the settings
@@ -383,6 +217,80 @@ class Config(StoreConfig):
             help="Largest upload, as 10GiB or 500MB",
         ),
     ] = None
+    # Uploads that nobody finishes hold their room until they expire; how much of that is too much
+    # depends on the disk.
+    max_unfinished: Annotated[
+        int | None,
+        Parameter(
+            group=_LIMITS,
+            converter=one(parse_size),
+            metavar="SIZE",
+            show_default="unlimited",
+            help="All unfinished uploads together",
+        ),
+    ] = None
+    # None: a data folder often has a disk of its own, which may be filled.
+    reserve_disk: Annotated[
+        int | None,
+        Parameter(
+            group=_LIMITS,
+            converter=one(parse_size),
+            metavar="SIZE",
+            help="Room on the disk that uploads must leave free",
+        ),
+    ] = None
+    # Twice what we try with. Each may hold a read-ahead of 1 MiB while a disk hangs.
+    max_concurrent: Annotated[
+        int | None,
+        Parameter(
+            group=_LIMITS,
+            converter=one(parse_count),
+            metavar="N",
+            help="Bodies received at once, or unlimited",
+        ),
+    ] = 2000
+    # A whole office may come from one address.
+    max_concurrent_per_client: Annotated[
+        int | None,
+        Parameter(
+            group=_LIMITS,
+            converter=one(parse_count),
+            metavar="N",
+            help="... from one address (IPv6: one /64)",
+        ),
+    ] = None
+    # What nginx (client_body_timeout) and most proxies wait between two reads of a body.
+    idle_timeout: Annotated[
+        float | None,
+        Parameter(
+            group=_LIMITS,
+            converter=one(parse_duration),
+            metavar="TIME",
+            show_default="1m",
+            help="For the next byte of a body to come, or never",
+        ),
+    ] = 60.0
+    # The slowest client that should succeed is the operator's to know.
+    min_rate: Annotated[
+        int | None,
+        Parameter(
+            group=_LIMITS,
+            converter=one(parse_rate),
+            metavar="SIZE",
+            help="Bytes per second that must come, over 30 s",
+        ),
+    ] = None
+    # What Apache's mod_reqtimeout begins with (header=20-40): heads are small, and come at once.
+    head_timeout: Annotated[
+        float | None,
+        Parameter(
+            group=_LIMITS,
+            converter=one(parse_duration),
+            metavar="TIME",
+            show_default="20s",
+            help="For the head of a request to come, or never",
+        ),
+    ] = 20.0
     # See WEEK.
     expire_after: Annotated[
         float | None,

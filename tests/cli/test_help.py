@@ -40,6 +40,13 @@ What is kept where
 
 What is allowed
   --max-size SIZE          Largest upload, as 10GiB or 500MB [unlimited]
+  --max-unfinished SIZE    All unfinished uploads together [unlimited]
+  --reserve-disk SIZE      Room on the disk that uploads must leave free
+  --max-concurrent N       Bodies received at once, or unlimited [2000]
+  --max-concurrent-per-client N  ... from one address (IPv6: one /64)
+  --idle-timeout TIME      For the next byte of a body to come, or never [1m]
+  --min-rate SIZE          Bytes per second that must come, over 30 s
+  --head-timeout TIME      For the head of a request to come, or never [20s]
   --expire-after TIME      Life of an idle unfinished upload, or never [7d]
   --disable NAME           Extension not to offer, as termination
   --[no-]downloads         Give complete uploads back to a GET [on]

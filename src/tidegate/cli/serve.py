@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from cyclopts import Parameter
 
 from tidegate import __version__, registry
-from tidegate.cli import listen, logs, server, workers
+from tidegate.cli import descriptors, listen, logs, server, workers
 from tidegate.cli.errors import Failure
 from tidegate.config import PROCESS, Config, ConfigError
 from tidegate.ports import DataError, MetadataError
@@ -52,6 +52,8 @@ def serve(
         def announce() -> None:
             logs.announce(f"tidegate {__version__} listening on {where}", settings.log_format)
 
+        descriptors.allow(settings.max_concurrent)
+
         def work(announce: Callable[[], None], supervisor: socket.socket | None = None) -> int:
             try:
                 return server.run(
@@ -59,6 +61,7 @@ def serve(
                     sockets,
                     announce=announce,
                     tls=tls,
+                    head_timeout=settings.head_timeout,
                     shutdown_timeout=settings.shutdown_timeout,
                     supervisor=supervisor,
                 )
@@ -67,9 +70,14 @@ def serve(
 
         if settings.workers == 1:
             return work(announce)
+
+        def work_at(supervisor: socket.socket, place: int) -> int:
+            app.slots.take_place(place)
+            return work(lambda: workers.serving(supervisor), supervisor)
+
         return workers.Supervisor(
             settings.workers,
-            lambda channel: work(lambda: workers.serving(channel), channel),
+            work_at,
             sockets=sockets,
             announce=announce,
             shutdown_timeout=settings.shutdown_timeout,
@@ -90,7 +98,10 @@ def _if_full(settings: Config) -> str:
 
 def _app(settings: Config) -> Tidegate:
     # Imported here: `--help` and a wrong flag need none of it.
+    from tidegate.engine.core import Settings  # noqa: PLC0415
     from tidegate.transports.asgi import Tidegate  # noqa: PLC0415
+    from tidegate.transports.body import Patience  # noqa: PLC0415
+    from tidegate.transports.slots import Slots  # noqa: PLC0415
 
     metadata = registry.metadata_store(settings.metadata_url)
     if settings.workers > 1 and not metadata.shared:
@@ -110,7 +121,17 @@ def _app(settings: Config) -> Tidegate:
         expire_after=settings.expire_after,
         disable=settings.disable,
         downloads=settings.downloads,
-        durability=settings.durability,
+        settings=Settings(
+            durability=settings.durability,
+            max_unfinished=settings.max_unfinished,
+            reserve_disk=settings.reserve_disk,
+        ),
+        patience=Patience(idle=settings.idle_timeout, rate=settings.min_rate),
+        slots=Slots(
+            settings.max_concurrent,
+            settings.max_concurrent_per_client,
+            places=settings.workers,
+        ),
         # uvicorn's h11 keeps the body of such a request.
         accept_upgrade=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import uvicorn
 
 from tidegate.cli import listen, workers
 from tidegate.cli.errors import FAILED
+from tidegate.transports import h11_protocol
 
 if TYPE_CHECKING:
     import socket
@@ -107,6 +109,7 @@ def run(
     *,
     announce: Callable[[], None],
     tls: ssl.SSLContext | None,
+    head_timeout: float | None = h11_protocol.HEAD_TIMEOUT,
     shutdown_timeout: float | None,
     supervisor: socket.socket | None = None,
 ) -> int:
@@ -117,7 +120,7 @@ def run(
     config = uvicorn.Config(
         app,
         # httptools loses the body of a request that carries Upgrade, and parses it as another one.
-        http="h11",
+        http=_protocol(head_timeout),
         ws="none",
         loop="auto",
         lifespan="off",
@@ -133,6 +136,12 @@ def run(
     server = Server(config, announce=announce, drain=app.drain, shutdown_timeout=shutdown_timeout)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         return runner.run(_serve(app, server, sockets, supervisor))
+
+
+def _protocol(head_timeout: float | None) -> type[asyncio.Protocol]:
+    """What uvicorn calls for each connection."""
+    made = functools.partial(h11_protocol.Protocol, head_timeout=head_timeout)
+    return cast("type[asyncio.Protocol]", made)
 
 
 async def _serve(

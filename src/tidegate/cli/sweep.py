@@ -8,7 +8,8 @@ from cyclopts import Parameter
 
 from tidegate.cli import offline
 from tidegate.cli.errors import FAILED, Failure
-from tidegate.config import StoreConfig, one, parse_duration
+from tidegate.config import StoreConfig, one
+from tidegate.config_parsers import parse_duration
 from tidegate.engine.core import Settings
 
 if TYPE_CHECKING:

@@ -49,9 +49,9 @@ PR_SET_PDEATHSIG: Final = 1
 
 log = logging.getLogger("tidegate.server")
 
-Work = Callable[[socket.socket], int]
-"""What a worker does, and its exit code. It is given its end of the pair, which it reads; it writes
-`serving()` to it. Raises Failure when it can't."""
+Work = Callable[[socket.socket, int], int]
+"""What a worker does, and its exit code. It is given its end of the pair, which it reads, and its
+place, from 0 on; it calls `serving()`. Raises Failure when it can't."""
 
 
 def serving(supervisor: socket.socket) -> None:
@@ -164,14 +164,14 @@ class Supervisor:
                 continue
             del self._due[place]
             try:
-                self._workers[place] = self._start()
+                self._workers[place] = self._start(place)
             except OSError as error:
                 if not self._announced:
                     raise Failure(f"cannot start a worker: {error.strerror}") from error
                 self._deaths[place] += 1
                 self._put_off(place, f"a worker cannot be started: {error.strerror}")
 
-    def _start(self) -> Worker:
+    def _start(self, place: int) -> Worker:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         parent = os.getpid()
@@ -184,14 +184,19 @@ class Supervisor:
             pid = os.fork()
             if pid == 0:
                 others = [worker.channel for worker in self._workers.values()]
-                self._become_worker(theirs, parent, [ours, *others, self._wake, self._waker])
+                others += [ours, self._wake, self._waker]
+                self._become_worker(place, theirs, parent, others)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
         return Worker(pid, ours)
 
     def _become_worker(
-        self, supervisor: socket.socket, parent: int, others: Sequence[socket.socket]
+        self,
+        place: int,
+        supervisor: socket.socket,
+        parent: int,
+        others: Sequence[socket.socket],
     ) -> NoReturn:
         """Never come back: what the supervisor's stack would clean up is not ours."""
         code = FAILED
@@ -204,7 +209,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             for other in others:
                 other.close()
-            code = self._work(supervisor)
+            code = self._work(supervisor, place)
         except Failure as failure:
             message = " ".join(str(failure).split())
             supervisor.setblocking(True)

@@ -1,0 +1,111 @@
+"""How many bodies are received at once: by all, and by each client."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import mmap
+import secrets
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from tidegate.protocol.errors import Code, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CELLS: Final = 1 << 16
+"""Counters for clients, of which each has two by chance: with a thousand clients at work, one in
+four thousand shares both of its own with others."""
+RETRY_AFTER: Final = 5
+"""Seconds after which a client may try again: some of the bodies at work will be over by then."""
+ONE_CUSTOMER: Final = 64
+"""The bits of an IPv6 address that tell one customer of a network from another (RFC 6177)."""
+
+
+class Slots:
+    """Room for `most` bodies at once, and `most_per_client` of each client; None: any number.
+
+    The counters are in memory that processes share when they are forked after this was made, so
+    that the limits hold for all of them together. Each of `places` processes writes to counters of
+    its own, so no lock is needed; when two take the last slot at the same instant, neither may get
+    it.
+    """
+
+    def __init__(
+        self, most: int | None = None, most_per_client: int | None = None, *, places: int = 1
+    ) -> None:
+        self.most = most
+        self.most_per_client = most_per_client
+        self._places = places
+        self._place = 0
+        self._width = 1 + (CELLS if most_per_client is not None else 0)
+        self._counters = memoryview(mmap.mmap(-1, 4 * self._width * places)).cast("I")
+        # Nobody can choose an address that shares its counters with another's.
+        self._key = secrets.token_bytes(16)
+
+    def take_place(self, place: int) -> None:
+        """Be the process number `place`, in which nothing is received yet."""
+        self._place = place
+        start = place * self._width
+        self._counters[start : start + self._width] = memoryview(bytes(4 * self._width)).cast("I")
+
+    @contextmanager
+    def taken(self, client: str | None) -> Iterator[None]:
+        """Hold a slot. Raises Refusal when there is none.
+
+        503, also for the one client: the clients that are most in use give up on any other status
+        that says "not now" (tus-js-client on 429).
+        """
+        with self._counted([0]):
+            if self.most is not None and self._count(0) > self.most:
+                raise Refusal(
+                    Code.UNAVAILABLE,
+                    f"the server receives {self.most} uploads already; try again soon",
+                    retry_after=RETRY_AFTER,
+                )
+            if client is None or self.most_per_client is None:
+                yield
+                return
+            cells = self._cells(client)
+            with self._counted(cells):
+                if min(map(self._count, cells)) > self.most_per_client:
+                    raise Refusal(
+                        Code.UNAVAILABLE,
+                        f"your address sends {self.most_per_client} uploads already;"
+                        " wait for one of them to end",
+                        retry_after=RETRY_AFTER,
+                    )
+                yield
+
+    @contextmanager
+    def _counted(self, cells: list[int]) -> Iterator[None]:
+        start = self._place * self._width
+        for cell in cells:
+            self._counters[start + cell] += 1
+        try:
+            yield
+        finally:
+            for cell in cells:
+                self._counters[start + cell] -= 1
+
+    def _count(self, cell: int) -> int:
+        return sum(self._counters[place * self._width + cell] for place in range(self._places))
+
+    def _cells(self, client: str) -> list[int]:
+        digest = hashlib.blake2b(_customer(client).encode(), digest_size=8, key=self._key).digest()
+        first, second = (int.from_bytes(half) % CELLS for half in (digest[:4], digest[4:]))
+        return [1 + first] if first == second else [1 + first, 1 + second]
+
+
+def _customer(client: str) -> str:
+    """A client's address; of an IPv6 one the part that the client can't choose."""
+    try:
+        address = ipaddress.ip_address(client)
+    except ValueError:
+        return client
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(int(address) >> (128 - ONE_CUSTOMER))
+    return client
