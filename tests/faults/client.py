@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import random
+import sqlite3
 import time
 import zlib
 from collections import Counter
@@ -233,6 +235,10 @@ class Client:
             answer = await self._send(known, call)
         except Lost:
             self._unanswered(known, call, offset, stop, checked=checked, corrupt=corrupt)
+            if not checked and not known.may_expire(margin=1.0):
+                # Before this there were exactly `offset` bytes, since we looked.
+                known.kept = len(self._stored(known, known.length) or b"")
+                known.hear(f"kept {known.kept}")
         else:
             if answer.status == 204:
                 if corrupt:
@@ -242,6 +248,7 @@ class Client:
                 known.deferred = known.deferred and "Upload-Length" not in call.fields
                 complete = not known.deferred and stop == known.length
                 known.acknowledged(stop, complete=complete, since=since)
+                self._compare_record(known)
                 self.seen["204"] += 1
                 return
             if answer.status in (404, 410):
@@ -318,6 +325,7 @@ class Client:
             raise known.fail(f"HEAD says length {length}; it has {known.length}")
         known.shows(offset, complete=length is not None and offset == known.length)
         known.deferred = length is None
+        self._compare_record(known)
         if not known.may_expire(margin=1.0):
             self._compare_file(known, offset)
 
@@ -342,15 +350,38 @@ class Client:
 
     def _compare_file(self, known: Known, offset: int) -> None:
         """The bytes on the disk, which nobody writes to at this moment."""
-        found = None
-        # Under its finished name it may be as well, when a completion was cut short.
-        for top in ("finished",) if known.shown_complete else ("incoming", "finished"):
-            found = _read(self.data / top / _place(known.id), offset)
-            if found is not None:
-                break
+        found = self._stored(known, offset)
         if (found or b"") != known.content(0, offset):
             raise known.fail(f"the file has not the {offset} bytes that were sent")
         self.seen["compared"] += 1
+
+    def _stored(self, known: Known, size: int) -> bytes | None:
+        """The first bytes of its file; None when there is none."""
+        # Under its finished name it may be as well, when a completion was cut short.
+        for top in ("finished",) if known.shown_complete else ("incoming", "finished", "incoming"):
+            found = _read(self.data / top / _place(known.id), size)
+            if found is not None:
+                return found
+        return None
+
+    def _compare_record(self, known: Known) -> None:
+        """What is shown as complete is committed as such: what is not could not survive all."""
+        if not known.shown_complete:
+            return
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"file:{self.data / 'tidegate.db'}?mode=ro", uri=True)
+            ) as database:
+                row = database.execute(
+                    "SELECT state FROM upload WHERE id = ?", (known.id,)
+                ).fetchone()
+        except sqlite3.Error:  # busy, or nobody has it open at this moment
+            self.seen["records not read"] += 1
+            return
+        states = ("complete", "expired") if known.kind == "partial" else ("complete",)
+        if row is None or row[0] not in states:
+            raise known.fail(f"it is shown as complete, and its record says {row}")
+        self.seen["records compared"] += 1
 
     async def read(self, known: Known) -> None:
         """GET, and compare."""
@@ -372,6 +403,9 @@ class Client:
             known.is_gone(answer.status)
         elif answer.status != 204:
             raise known.fail(f"DELETE: {answer.status} {answer.body!r}")
+        elif known.kind != "partial" and self._stored(known, 1) is not None:
+            # (A final may need a partial's.)
+            raise known.fail("DELETE: its bytes are still there")
         known.hear("deleted")
         known.deleted = known.gone = True
         self.seen["deleted"] += 1

@@ -55,6 +55,8 @@ class Known:
     """What was sent so that it may count: the offset is never above it."""
     lingering: int = 0
     """As `ceiling`, by requests that were given up here and that may still be carried out."""
+    kept: int = 0
+    """What the server had stored of a plain append without an answer: the offset is not below it."""
     either: tuple[int, ...] | None = None
     """After a checksummed append without an answer: the offset is one of these, nothing between."""
     shown_complete: bool = False
@@ -111,17 +113,19 @@ class Known:
             raise self.fail(f"offset {offset}, but only {self.ceiling} were sent")
         if self.either is not None and offset not in self.either and offset > self.lingering:
             raise self.fail(f"offset {offset} of {self.either}: unverified bytes count")
+        if offset < self.kept:
+            raise self.fail(f"offset {offset}, but {self.kept} bytes were stored and count")
         if self.shown_complete and not complete:
             raise self.fail("it was complete, and is not any more")
         self.acked = self.ceiling = offset
-        self.either = None
+        self.kept, self.either = 0, None
         self.shown_complete = complete
 
     def acknowledged(self, offset: int, *, complete: bool, since: float) -> None:
         """A POST or PATCH that began `since` was answered by 2xx."""
         self.hear(f"ack {offset}{' complete' if complete else ''}")
         self.acked = self.ceiling = offset
-        self.either = None
+        self.kept, self.either = 0, None
         self.active_at = since
         self.shown_complete = self.shown_complete or complete
 

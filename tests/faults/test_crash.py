@@ -33,8 +33,8 @@ def _run(kills: int, *, workers: int, command: bool) -> None:
     assert not report.broken, str(report)
     # It proves nothing that nobody did anything.
     assert report.kills.total() == kills
-    assert report.seen["204"] > kills
-    assert report.seen["compared"] > kills
+    assert report.seen["204"] > kills // 5
+    assert report.seen["compared"] > kills // 5
 
 
 def test_two_workers_are_killed_one_by_one_and_together() -> None:

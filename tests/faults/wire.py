@@ -98,7 +98,7 @@ async def _exchange(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, call: Call
 ) -> Answer:
     writer.write(call.head())
-    reading = asyncio.ensure_future(_read(reader, head_only=call.method == "HEAD"))
+    reading = asyncio.ensure_future(read_answer(reader, head_only=call.method == "HEAD"))
     try:
         if call.pieces is not None:
             await _send_body(writer, call, reading)
@@ -130,7 +130,8 @@ async def _send_body(
         writer.write(b"0\r\n\r\n")
 
 
-async def _read(reader: asyncio.StreamReader, *, head_only: bool) -> Answer:
+async def read_answer(reader: asyncio.StreamReader, *, head_only: bool = False) -> Answer:
+    """Raises OSError, asyncio.IncompleteReadError."""
     head = await reader.readuntil(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     answer = Answer(int(lines[0].split(" ", 2)[1]), {})
