@@ -20,6 +20,7 @@ from tidegate.protocol.errors import Code, Refusal
         # length of the representation data, the byte range is interpreted as the remainder"
         ("bytes=5-10", [(5, 10)]),
         ("bytes=5-99999999999999999999", [(5, 10)]),
+        ("bytes=5-" + "9" * 38, [(5, 10)]),
         ("bytes=-1", [(9, 10)]),
         ("bytes=-10", [(0, 10)]),
         # "If the selected representation is shorter than the specified suffix-length, the entire
@@ -51,7 +52,7 @@ def test_ranges(value: str, pieces: list[tuple[int, int]]) -> None:
         # "MAY ignore or reject a Range header field that contains an invalid ranges-specifier"
         *("bytes=", "bytes=,", "bytes=-", "bytes=1", "bytes=a-b", "bytes=0-1-2", "bytes=--1"),
         *("bytes=5-4", "bytes=0-1,x", "bytes=0-1;4-5", "bytes=+1-2", "bytes=0x0-1", "bytes=0 - 1"),
-        *("bytes=0-1,5-4", "bytes=²-", "bytes=0-" + "9" * 40, "bytes=" + "9" * 5000 + "-"),
+        *("bytes=0-1,5-4", "bytes=²-", "bytes=0-" + "9" * 39, "bytes=" + "9" * 5000 + "-"),
         # More than there is
         *("bytes=0-,0-", "bytes=0-9,0-0", "bytes=-10,0-", "bytes=0-5,3-9"),
         "bytes=" + ",".join(["0-0"] * (ranges.MAX_RANGES + 1)),

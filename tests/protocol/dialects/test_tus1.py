@@ -219,7 +219,11 @@ def test_a_header_that_is_repeated() -> None:
 
 @pytest.mark.parametrize("value", ["0", "2", "", "01", "true", "1,1", "+1", "1.0"])
 def test_a_deferral_other_than_1(value: str) -> None:
-    refused(create(TUS | {"Upload-Defer-Length": value}), Code.BAD_LENGTH, "Upload-Defer-Length: ")
+    refused(
+        create(TUS | {"Upload-Defer-Length": value}),
+        Code.BAD_LENGTH,
+        f"Upload-Defer-Length: '{value}'",
+    )
 
 
 @pytest.mark.parametrize("value", ["", "-1", "+5", "1e3", "0x1", "9223372036854775808", "\xb2"])
