@@ -33,6 +33,7 @@ LINGER_BYTES: Final = 64 * 1024 * 1024
 """Bytes that are read for the sake of an answer being read: what 100 Mbit/s bring in LINGER."""
 LINGER: Final = 5.0
 """Seconds for the same: nginx's lingering_timeout."""
+GONE: Final = {"type": "http.disconnect"}
 LINGER_AT_STOP: Final = 1.0
 """... when the server stops: a round trip or two."""
 
@@ -228,28 +229,41 @@ class Protocol(H11Protocol):
         receive: Callable[[], Awaitable[Any]],
         send: Callable[[Any], Awaitable[None]],
     ) -> None:
-        """Call the application, and add `Connection: close` to its answer where that is right."""
+        """Call the application.
+
+        What had come of a body when its connection broke is handed over, which uvicorn would drop;
+        `Connection: close` is added to the answer where that is right.
+        """
+        cycle = self.cycle
+
+        async def listen() -> Any:
+            message = await receive() if not cycle.disconnected else GONE
+            if message["type"] == "http.disconnect" and cycle.body and not cycle.response_complete:
+                message = {"type": "http.request", "body": bytes(cycle.body), "more_body": True}
+                cycle.body = bytearray()
+            return message
 
         async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._ends_with_this(scope):
+            if message["type"] == "http.response.start" and self._ends_with(message, scope):
                 message = {
                     **message,
                     "headers": [*message.get("headers", ()), (b"connection", b"close")],
                 }
             await send(message)
 
-        await self._wrapped(scope, receive, answer)
+        await self._wrapped(scope, listen, answer)
 
-    def _ends_with_this(self, scope: Any) -> bool:
+    def _ends_with(self, answer: Message, scope: Any) -> bool:
         """Whether the rest of the request's body is not worth waiting for.
 
         A client that waits for `100 Continue` may send the body, or leave it out: what follows it
-        could not be told from it.
+        could not be told from it. One that stalled is answered 503, as are all when the server
+        stops or has too much to do.
         """
         cycle = self.cycle
         if not cycle.more_body or cycle.scope is not scope:
             return False
-        if cycle.waiting_for_100_continue or not cycle.keep_alive:
+        if cycle.waiting_for_100_continue or not cycle.keep_alive or answer["status"] >= 500:
             return True
         length = next((v for n, v in scope["headers"] if n == b"content-length"), None)
         return length is None or int(length) - self._came > DISCARD
