@@ -166,7 +166,8 @@ async def engines(
     """Two servers' engines on one folder, with a metadata store that loses leases."""
     async with AsyncExitStack() as stack:
         thief = SQLiteMetadataStore(tmp_path / "records.db")
-        await thief.open("thief")
+        # On this machine: another boot would mean that it lost its power meanwhile.
+        await thief.open(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         stack.push_async_callback(thief.close)
         made, stores = [], []
         for number in range(2):
