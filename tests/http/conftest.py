@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.exchange import Client
+from tests.support.logs import logs_kept
 from tests.support.serving import PAIRS, served, stores
 
 from tidegate.asgi import Tidegate
@@ -70,18 +71,5 @@ async def client(serve: Serve) -> Client:
 
 @pytest.fixture(autouse=True)
 def logged() -> Iterator[list[logging.LogRecord]]:
-    """What tidegate logs; kept from pytest's handlers, which write to files on the event loop."""
-    records: list[logging.LogRecord] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.exc_info:
-                record.exc_text = logging.Formatter().formatException(record.exc_info)
-            records.append(record)
-
-    logger, handler = logging.getLogger("tidegate"), Keep()
-    logger.addHandler(handler)
-    logger.propagate = False
-    yield records
-    logger.propagate = True
-    logger.removeHandler(handler)
+    with logs_kept() as records:
+        yield records

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.exchange import STREAM, AsgiClient, Reply, SocketClient, path_of
+from tests.support.logs import logs_kept
 from tests.support.serving import in_memory, listening
 
 from tidegate.engine.core import Settings
@@ -132,13 +132,8 @@ requests = st.builds(
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """pytest's handlers write to files on the event loop."""
-    loggers = [logging.getLogger(name) for name in ("tidegate", "uvicorn", "asyncio")]
-    for logger in loggers:
-        logger.propagate = False
-    yield
-    for logger in loggers:
-        logger.propagate = True
+    with logs_kept():
+        yield
 
 
 # -------------------------------------------------------------------------------- in process

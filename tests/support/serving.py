@@ -16,6 +16,7 @@ from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.stores.local import LocalStore
 from tidegate.stores.memory import MemoryStore
+from tidegate.transports import h11_protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 PAIRS = ("local+sqlite", "local+memory", "memory+sqlite", "memory+memory")
 WAYS = ("asgi", "h11", "httptools")
 """In process; over a socket as `tidegate serve` does; as uvicorn serves an application by default."""
+PROTOCOLS: dict[str, Any] = {"h11": h11_protocol.Protocol, "httptools": "httptools"}
 MEMORY = 64 * 1024 * 1024
 
 
@@ -64,11 +66,11 @@ async def served(app: Any, way: str) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def listening(app: Any, http: Any = "h11", **settings: Any) -> AsyncIterator[int]:
-    """uvicorn's protocol `http` on a port of this event loop; nothing waits for its ticks."""
+async def listening(app: Any, way: str, **settings: Any) -> AsyncIterator[int]:
+    """One of WAYS on a port of this event loop; nothing waits for a server's ticks."""
     config = uvicorn.Config(
         app,
-        http=http,
+        http=PROTOCOLS[way],
         ws="none",
         lifespan="off",
         log_config=None,
