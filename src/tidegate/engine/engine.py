@@ -17,7 +17,15 @@ from tidegate.engine.create import create
 from tidegate.engine.outbox import Outbox
 from tidegate.engine.sessions import Session, acquire, go_back, session
 from tidegate.engine.sweep import Swept, sweep, sweep_in_turn
-from tidegate.ports import DataError, Held, Hold, Loaded, MetadataError, SyncFailedError
+from tidegate.ports import (
+    DataError,
+    Held,
+    Hold,
+    Loaded,
+    MetadataError,
+    SyncFailedError,
+    UnknownUploadError,
+)
 from tidegate.protocol import decide
 from tidegate.protocol.capabilities import Capability, Offer, extensions
 from tidegate.protocol.checksums import algorithms
@@ -32,7 +40,7 @@ from tidegate.protocol.commands import (
 )
 from tidegate.protocol.errors import Refusal
 from tidegate.protocol.lifecycle import Transition, advance
-from tidegate.protocol.model import EventType, Kind, Upload
+from tidegate.protocol.model import EventType, Kind, State, Upload
 from tidegate.protocol.results import (
     Appended,
     Discovered,
@@ -121,7 +129,7 @@ class Engine:
             await core.data.open()
             stack.push_async_callback(core.metadata.close)
             await core.metadata.open(core.data.boot_id)
-            stack.push_async_callback(self._sync_all)
+            stack.push_async_callback(self._sync_at_stop)
             # Nobody is left to look at finals then: the next start does.
             stack.callback(setattr, core, "part_changed", lambda _: None)
             core.background = await stack.enter_async_context(anyio.create_task_group())
@@ -303,6 +311,7 @@ class Engine:
         """Finish pending finals, and sweep, from time to time."""
         core = self._core
         look = core.clock.monotonic()
+        await self._take_over_unsynced()
         while True:
             try:
                 await self._assembler.wake_all()
@@ -318,6 +327,22 @@ class Engine:
             await self._sync_all()
             await anyio.sleep(core.settings.sweep_every)
 
+    async def _sync_at_stop(self) -> None:
+        await self._take_over_unsynced()
+        await self._sync_all()
+
+    async def _take_over_unsynced(self) -> None:
+        """What servers acknowledged that died before they synced it is for us to sync."""
+        core = self._core
+        if not core.durable:
+            return
+        try:
+            async for upload in core.metadata.uploads(state=State.RECEIVING):
+                if upload.offset > upload.synced_offset and not core.lost_power(upload):
+                    core.unsynced.add(upload.id)
+        except MetadataError as error:
+            log.error("what other servers left unsynced is not known: %s", error)
+
     async def _sync_all(self) -> None:
         """Sync what was acknowledged and is unfinished, so that a reboot loses little, a clean one
         nothing.
@@ -328,8 +353,12 @@ class Engine:
             try:
                 async with session(core, upload_id, ask=False) as held:
                     await self._sync(held)
+            except UnknownUploadError:
+                continue
             except (Refusal, DataError, MetadataError) as error:
-                log.warning("upload %s: not synced: %s", upload_id, error)
+                # Perhaps whoever has just received it has not let it go yet.
+                core.unsynced.add(upload_id)
+                log.warning("upload %s: not synced yet: %s", upload_id, error)
 
     async def _sync(self, held: Session) -> None:
         upload = held.upload

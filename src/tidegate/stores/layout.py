@@ -36,11 +36,11 @@ def prepare(base: str, template: naming.Template) -> list[naming.Template]:
             raise DataError(f"{base}: its parent folder {parent} does not exist")
         if os.path.lexists(base) and not os.path.isdir(base):
             raise DataError(f"{base}: is not a folder")
-        made = make_folder(base)
+        make_folder(base)
         devices = set()
         for name in (INCOMING, FINISHED):
             folder = os.path.join(base, name)
-            made |= make_folder(folder)
+            make_folder(folder)
             devices.add(os.stat(folder).st_dev)
         if len(devices) > 1:
             raise DataError(
@@ -48,9 +48,9 @@ def prepare(base: str, template: naming.Template) -> list[naming.Template]:
                 " moved from one to the other when it is whole"
             )
         templates = _templates(base, template)
-        if made:
-            disk.sync_directory(base)
-            disk.sync_directory(parent)
+        # Also what was there: whoever made it may have been killed before it synced.
+        disk.sync_directory(base)
+        disk.sync_directory(parent)
         return templates
 
 
@@ -80,8 +80,8 @@ def _templates(base: str, template: naming.Template) -> list[naming.Template]:
             start = len(whole + end)
             os.ftruncate(fd, start)
             os.pwrite(fd, f"{template.text}\n".encode(), start)
-            os.fsync(fd)
             texts.append(template.text)
+        os.fsync(fd)
         try:
             return [naming.Template(text) for text in texts]
         except ValueError as error:
