@@ -184,6 +184,21 @@ class Thieving(SQLiteMetadataStore):
         await super().renew(lease)
 
 
+class Dozing(SQLiteMetadataStore):
+    """Grants leases to someone who falls asleep before it does anything with them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.asleep = anyio.Event()
+        self.wake = anyio.Event()
+
+    async def acquire(self, upload_id: UploadId, *, force: bool = False) -> Grant | Held:
+        grant = await super().acquire(upload_id, force=force)
+        self.asleep.set()
+        await self.wake.wait()
+        return grant
+
+
 if TYPE_CHECKING:
     _: type[DataStore] = FencedStore
     __: type[Writer] = FencedWriter

@@ -12,7 +12,7 @@ from typing import Final
 
 import anyio
 import pytest
-from tests.faults.fenced import Expiring, FencedStore, Thieving
+from tests.faults.fenced import Dozing, Expiring, FencedStore, Thieving
 from tests.faults.rivals import Attempt, not_pure
 from tests.faults.sea import Sea
 from tests.support.bodies import Pause, ScriptedBody
@@ -20,7 +20,7 @@ from tests.support.bodies import Pause, ScriptedBody
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.metadata.sqlite import SQLiteMetadataStore
-from tidegate.ports import BodyEnd, Sink
+from tidegate.ports import BodyEnd, Grant, Sink
 from tidegate.protocol.commands import (
     Append,
     Checksum,
@@ -202,6 +202,73 @@ async def test_a_store_that_loses_leases(
     assert len(found) == upload.offset >= race.acked > 0
     assert not_pure(found, race.attempts) == ""
     assert {Code.LOCKED, Code.OFFSET_MISMATCH} <= race.refused <= TRUE_REFUSALS
+
+
+@pytest.mark.xfail(
+    reason="Waits for a fence in DataStore.writer, truncate and finish: bytes are cut off under a"
+    " lease that nobody looked at since the bytes were locked"
+)
+async def test_who_lost_its_lease_before_it_opened_the_bytes(tmp_path: Path) -> None:
+    """It cuts nothing off that another one added meanwhile, and that was acknowledged."""
+    records, folder = tmp_path / "records.db", tmp_path / "data"
+    dozing, thief = Dozing(records), SQLiteMetadataStore(records)
+    async with (
+        Engine(LocalStore(folder), dozing, tending=False) as one,
+        Engine(LocalStore(folder), thief, tending=False) as other,
+    ):
+        upload_id = await create(one, LENGTH)
+        begin = Append(id=upload_id, offset=0, payload=Payload(length=1_000))
+        refused: list[Refusal] = []
+
+        async def sleeper() -> None:
+            try:
+                await one.handle(begin, ScriptedBody(water(0, 1_000)))
+            except Refusal as refusal:
+                refused.append(refusal)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(sleeper)
+            await dozing.asleep.wait()
+            stolen = await thief.acquire(upload_id, force=True)
+            assert isinstance(stolen, Grant)
+            thief.abandon(stolen.lease)
+            content = water(0, 5_000, shift=99)
+            added = Append(id=upload_id, offset=0, payload=Payload(length=len(content)))
+            await other.handle(added, ScriptedBody(content))
+            dozing.wake.set()
+        assert [refusal.code for refusal in refused] == [Code.LOCKED]
+        upload = await inspect(other, upload_id)
+        assert upload.offset == len(content)
+        assert (folder / upload.storage["incoming"]).read_bytes() == content
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_the_newer_append_always_goes_on(tmp_path: Path, servers: int) -> None:
+    """Who lets go has let go of the bytes, too, before anyone else is told that they are free."""
+    records, folder = tmp_path / "records.db", tmp_path / "data"
+    async with AsyncExitStack() as stack:
+        engines = [
+            await stack.enter_async_context(
+                Engine(LocalStore(folder), SQLiteMetadataStore(records), tending=False)
+            )
+            for _ in range(servers)
+        ]
+        for _ in range(60):
+            upload_id = await create(engines[0], LENGTH)
+            pause = Pause()
+            body = ScriptedBody(water(0, 5_000), pause)
+            older = Append(id=upload_id, offset=0, payload=Payload(length=LENGTH))
+            newer = Append(id=upload_id, offset=5_000, payload=Payload(length=LENGTH - 5_000))
+
+            async def append(command: Append = older, body: ScriptedBody = body) -> None:
+                with pytest.raises(Refusal):
+                    await engines[0].handle(command, body)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(append)
+                await pause.reached.wait()
+                await engines[-1].handle(newer, ScriptedBody(water(5_000, LENGTH)))
+            assert (await inspect(engines[0], upload_id)).complete
 
 
 # --------------------------------------------------- a store that needs no lock, leases that expire

@@ -238,8 +238,9 @@ class _Receiver:
         await self._wait_synced()
         self.held.settled = False
         upload = replace(await self._progress(self._writer), unverified=False)
+        # Before the lease is: who waits for that opens the bytes at once.
+        await self.close()
         if upload.whole:
-            await self.close()
             await complete(self.core, self.held, upload, segments=self._segments, release=True)
             return
         if self.core.durable and upload.offset > upload.synced_offset:
