@@ -270,6 +270,26 @@ def test_a_supervisor_that_is_killed_takes_its_workers_with_it(
     assert offset(url) == 50
 
 
+NOT_KILLED = """
+import sys
+from tidegate.cli import main, workers
+workers._die_with = lambda parent: None
+main(["serve", *sys.argv[1:]])
+"""
+
+
+def test_workers_that_the_kernel_does_not_kill_end_themselves(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", NOT_KILLED)
+    with ServerProcess(tmp_path / "data", "--workers", "3", command=command) as server:
+        left = workers(server)
+        url = create(server, 100)
+        with half_sent(server, url):
+            server.terminate_and_wait(signal.SIGKILL, PATIENCE)
+            assert psutil.wait_procs(left, timeout=PATIENCE)[1] == []
+        server.start()
+        assert offset(url) == 50
+
+
 # ---------------------------------------------------------------------------------------- the end
 
 
@@ -296,3 +316,42 @@ def test_a_worker_that_sleeps_does_not_keep_the_others_from_ending(tmp_path: Pat
         assert server.stop() == 0
         assert f"worker {asleep.pid} does not stop: killed" in server.tail()
         assert not asleep.is_running()
+
+
+def test_a_second_signal_waits_for_nobody(tmp_path: Path) -> None:
+    flags = ("--workers", "2", "--shutdown-timeout", "never")
+    content = bytes(32 * 1024 * 1024)  # more than sockets hold
+    with ServerProcess(tmp_path / "data", *flags) as server:
+        url = create(server, len(content))
+        assert patch(url, 0, content) == 204
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
+            path = httpx.URL(url).path
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert connection.recv(9) == b"HTTP/1.1 "
+            os.kill(server.pid, signal.SIGTERM)
+            wait_for(lambda: refused(server.port))
+            wait_for(lambda: len(workers(server)) == 1)
+            code = server.terminate_and_wait(signal.SIGINT, PATIENCE)
+            assert code == 128 + signal.SIGINT
+
+
+def refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_a_worker_that_is_asked_to_end_ends_in_order_and_is_replaced(
+    server: ServerProcess,
+) -> None:
+    url = create(server, 100)
+    before = workers(server)
+    with half_sent(server, url) as connection:
+        holder = next(w for w in before if peer_of(connection) in w.net_connections())
+        holder.terminate()
+        assert connection.recv(4096).startswith(b"HTTP/1.1 503 ")
+    wait_for(lambda: len({w.pid for w in workers(server)} - {w.pid for w in before}) == 1)
+    assert f"worker {holder.pid} ended with 0; another follows" in server.tail()
+    assert offset(url) == 50
