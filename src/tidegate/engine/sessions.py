@@ -149,16 +149,18 @@ async def recover(core: Core, held: Session) -> None:
         log.error("upload %s: acknowledged %d bytes, found %d", upload.id, upload.offset, stored)
         keep = min(keep, stored)
     try:
-        await go_back(core, held, keep, stored=stored)
+        await go_back(core, held, keep, stored=stored, completing=True)
     except SyncFailedError:
         await go_back(core, held, min(upload.synced_offset, keep))
         raise
 
 
-async def go_back(core: Core, held: Session, keep: int, *, stored: int | None = None) -> None:
+async def go_back(
+    core: Core, held: Session, keep: int, *, stored: int | None = None, completing: bool = False
+) -> None:
     """Make exactly the bytes [0, keep) count, of those that are stored, and commit it.
 
-    If that makes the upload whole, its completion is carried out.
+    With `completing` its completion is carried out if that makes the upload whole.
     """
     upload = held.upload
     held.settled = False
@@ -176,7 +178,7 @@ async def go_back(core: Core, held: Session, keep: int, *, stored: int | None = 
     )
     if core.durable and keep > synced:
         core.unsynced.add(upload.id)
-    if recovered.whole and recovered.kind is not Kind.FINAL:
+    if completing and recovered.whole and recovered.kind is not Kind.FINAL:
         await complete(core, held, recovered)
     elif recovered != upload:
         await held.commit(recovered, durable=core.acks_durable)
