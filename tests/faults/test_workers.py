@@ -163,7 +163,7 @@ def test_a_worker_that_dies_is_replaced_and_its_upload_goes_on(server: ServerPro
     assert httpx.get(url).content == b"x" * 50 + b"y" * 50
     wait_for(lambda: len(workers(server)) == 3)
     assert {w.pid for w in before} - {w.pid for w in workers(server)} == {holder.pid}
-    assert f"worker {holder.pid} was killed by SIGKILL; another follows" in server.tail()
+    wait_for(lambda: f"worker {holder.pid} was killed by SIGKILL; another" in server.tail())
 
 
 class peer_of:  # noqa: N801 - compared, not made
@@ -353,5 +353,5 @@ def test_a_worker_that_is_asked_to_end_ends_in_order_and_is_replaced(
         holder.terminate()
         assert connection.recv(4096).startswith(b"HTTP/1.1 503 ")
     wait_for(lambda: len({w.pid for w in workers(server)} - {w.pid for w in before}) == 1)
-    assert f"worker {holder.pid} ended with 0; another follows" in server.tail()
+    wait_for(lambda: f"worker {holder.pid} ended with 0; another follows" in server.tail())
     assert offset(url) == 50
