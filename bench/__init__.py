@@ -1,0 +1,1 @@
+"""Benchmarks of tidegate against its peers, and against what the machine can do."""

@@ -1,0 +1,3 @@
+module tidegate.invalid/bench/load
+
+go 1.21

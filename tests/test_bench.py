@@ -1,0 +1,47 @@
+"""The benchmarks still run: every work once, at sizes that say nothing about speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOADED = {"small", "head", "many", "slow", "latency"}
+"""Works for which a load generator is built with Go."""
+ALWAYS = {"patch", "patch-sha1", "patch-sha256", "patch-crc32c", "parallel", "download"}
+
+
+@pytest.mark.timeout(240)
+def test_every_work_is_measured_and_verified(tmp_path: Path) -> None:
+    """No subject fails (a wrong status, offset or file would be a failure), and nothing is left."""
+    data = tmp_path / "data"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench", "--smoke"),
+            *("--data", str(data)),
+            *("--json", str(tmp_path / "found.json")),
+            *("--chart", str(tmp_path / "found.svg")),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=220,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    found = json.loads((tmp_path / "found.json").read_text())
+    works = {outcome["work"] for outcome in found["outcomes"] if outcome["samples"]}
+    assert works == ALWAYS | (LOADED if shutil.which("go") else set())
+    assert not any(outcome["error"] or outcome["absent"] for outcome in found["outcomes"])
+    assert {goal["work"] for goal in found["goals"]} == works
+    assert "# Goals" in done.stdout
+    assert (tmp_path / "found.svg").read_text().startswith("<svg")
+    assert list(data.iterdir()) == []
