@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, assert_never
 
 import anyio
 from msgspec.structs import replace
@@ -167,6 +167,8 @@ class Engine:
                     return await self._terminate(command)
                 case Download():
                     return await self._download(command)
+                case _:
+                    assert_never(command)
 
     def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
         """Bytes [start, stop) of an upload that a Download found readable. Raises DataError."""
