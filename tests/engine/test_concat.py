@@ -54,8 +54,6 @@ async def test_a_final_over_unfinished_parts_waits() -> None:
         await s.append(b.id, 0, b"d", length=2)
         # As soon as it can be computed.
         assert (await s.head(final.id)).length == 5
-        await until(lambda: s.record(final.id).length == 5)
-        assert (await s.head(final.id)).length == 5
         await s.append(b.id, 1, b"e")
         await s.became(final.id, State.COMPLETE)
         assert await s.download(final.id) == b"abcde"
@@ -134,7 +132,8 @@ async def test_after_a_loss_of_power_it_begins_again() -> None:
         s.die()
     async with stage.again(boot_id="boot-2").open() as s:
         await s.became(final, State.COMPLETE)
-        assert s.data.faults.calls.count("copy") == 1
+        # None of the bytes that were copied before is believed.
+        assert s.data.copied == 3
         assert await s.download(final) == b"abc"
 
 
@@ -214,6 +213,7 @@ async def test_a_final_that_ends_frees_the_parts_that_only_it_needed(how: str) -
         if how == "deleted":
             await s.delete(final.id)
         else:
+            await anyio.wait_all_tasks_blocked()  # the look that the deletion caused
             s.clock.advance(101)
             await s.engine.sweep()
             assert s.record(final.id).state is State.EXPIRED

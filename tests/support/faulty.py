@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from tidegate.ports import DataError, UnavailableError
 
@@ -95,7 +96,8 @@ class Faults:
         self._planned.clear()
 
     async def around(self, call: str, act: Callable[[], Awaitable[T]]) -> T:
-        """Carry out a call, or what is planned in its place."""
+        """Carry out a call, or what is planned in its place. Others run meanwhile, as they would."""
+        await anyio.lowlevel.checkpoint()
         if self.dead is not None:
             raise self.dead
         self.calls.append(call)
@@ -138,6 +140,8 @@ class FaultyStore:
         self.storage: dict[str, Any] | None = None
         self.pieces: tuple[Segment, ...] = ()
         self.free: int | None = None
+        self.copied = 0
+        """Bytes, by all writers together."""
 
     def die(self) -> None:
         """End as a process does: what is called from now on does nothing."""
@@ -208,6 +212,7 @@ class FaultyWriter:
 
     async def copy(self, part: Upload, start: int, stop: int) -> None:
         await self._faults.around("copy", lambda: self.inner.copy(part, start, stop))
+        self._store.copied += stop - start
 
     async def flush(self) -> Flushed:
         flushed = await self._faults.around("flush", self.inner.flush)
