@@ -230,13 +230,14 @@ class Client:
             stop, checked, corrupt = self._body(rng, known, call, offset)
             if rng.random() < 0.1:
                 call.cut = rng.randint(0, stop - offset)
+        exact = len(self._stored(known, known.length) or b"") == offset
         since = time.time()
         try:
             answer = await self._send(known, call)
         except Lost:
             self._unanswered(known, call, offset, stop, checked=checked, corrupt=corrupt)
-            if not checked and not known.may_expire(margin=1.0):
-                # Before this there were exactly `offset` bytes, since we looked.
+            known.was_cut = known.was_cut or call.cut is not None
+            if exact and not checked and not known.was_cut and not known.may_expire(margin=1.0):
                 known.kept = len(self._stored(known, known.length) or b"")
                 known.hear(f"kept {known.kept}")
         else:
@@ -400,10 +401,13 @@ class Client:
         known.deleting = True
         answer = await self._persist(known, "DELETE")
         if answer.status in (404, 410):
+            # By an answer that was lost, or since its time was up.
             known.is_gone(answer.status)
-        elif answer.status != 204:
+            known.deleted = not known.may_expire()
+            return
+        if answer.status != 204:
             raise known.fail(f"DELETE: {answer.status} {answer.body!r}")
-        elif known.kind != "partial" and self._stored(known, 1) is not None:
+        if known.kind != "partial" and self._stored(known, 1) is not None:
             # (A final may need a partial's.)
             raise known.fail("DELETE: its bytes are still there")
         known.hear("deleted")

@@ -30,6 +30,7 @@ from tidegate.ports import (
 )
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.model import Upload, UploadId
+from tidegate.stores.local import LocalStore
 
 if TYPE_CHECKING:
     from tidegate.ports import DataStore, Writer
@@ -184,19 +185,18 @@ class Thieving(SQLiteMetadataStore):
         await super().renew(lease)
 
 
-class Dozing(SQLiteMetadataStore):
-    """Grants leases to someone who falls asleep before it does anything with them."""
+class Dozing(LocalStore):
+    """Falls asleep just before it opens an upload's bytes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.asleep = anyio.Event()
         self.wake = anyio.Event()
 
-    async def acquire(self, upload_id: UploadId, *, force: bool = False) -> Grant | Held:
-        grant = await super().acquire(upload_id, force=force)
+    async def writer(self, upload: Upload) -> Writer:
         self.asleep.set()
         await self.wake.wait()
-        return grant
+        return await super().writer(upload)
 
 
 if TYPE_CHECKING:

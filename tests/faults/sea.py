@@ -66,6 +66,8 @@ class Known:
     """... and answered."""
     gone: bool = False
     """It was not there any more, as it may be."""
+    was_cut: bool = False
+    """A request was given up here, so that what is stored may change at any time."""
     active_at: float = 0.0
     """When the last POST or PATCH that was acknowledged began."""
     said: list[str] = field(default_factory=list)
@@ -105,8 +107,10 @@ class Known:
     def shows(self, offset: int, *, complete: bool) -> None:
         """HEAD said so, and no writer is at work any more but those that linger."""
         self.hear(f"at {offset}{' complete' if complete else ''}")
-        if self.gone or self.deleted:
+        if self.deleted or (self.gone and not self.may_expire()):
             raise self.fail("it is there again")
+        # Its time was up, but while somebody holds it (who sweeps, or recovers) that does not count.
+        self.gone = False
         if offset < self.acked:
             raise self.fail(f"offset {offset}, but {self.acked} were acknowledged")
         if offset > max(self.ceiling, self.lingering):

@@ -146,6 +146,7 @@ class _Receiver:
 
     async def _open(self) -> Writer:
         self.held.settled = False
+        await self.held.hold()
         self._writer = await self.core.data.writer(self.held.upload)
         return self._writer
 

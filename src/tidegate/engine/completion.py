@@ -29,6 +29,7 @@ async def complete(
     next request tries again. Raises what the stores raise.
     """
     held.settled = False
+    await held.hold()
     storage = await core.data.finish(upload, durable=core.durable)
     synced = upload.offset if core.durable else upload.synced_offset
     done = advance(

@@ -190,6 +190,7 @@ class Assembler:
         moved = held.upload
         segments: tuple[Segment, ...] = ()
         held.settled = False
+        await held.hold()
         writer = await core.data.writer(held.upload)
         try:
             for part in parts:

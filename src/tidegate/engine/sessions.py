@@ -74,6 +74,13 @@ class Session:
             self._core.events_written()
         return self.upload
 
+    async def hold(self) -> None:
+        """See that the lease was not lost, before bytes are cut off or moved. Raises LeaseLostError.
+
+        Whoever has it instead may have added some, and said so.
+        """
+        await self._core.metadata.renew(self.lease)
+
     async def end(self) -> None:
         """Let the lease go, if it is still held."""
         if self.released:
@@ -164,6 +171,7 @@ async def go_back(
     """
     upload = held.upload
     held.settled = False
+    await held.hold()
     if stored is None or keep < stored:
         await core.data.truncate(upload, keep)
     synced = min(upload.synced_offset, keep)
