@@ -432,8 +432,12 @@ async def test_a_metadata_store_that_fails(
         upload = await s.create(3)
         s.metadata.faults.fail("commit", error, skip=skip, after=after)
         request = start(s.append, upload.id, 0, b"a", b"bc", checksum=checksum)
-        codes = {UnavailableError: Code.UNAVAILABLE, NoRoomError: Code.NO_SPACE}
-        assert await request.answer() is codes.get(type(error), Code.LOCKED)
+        codes: dict[type[Exception], Code] = {
+            UnavailableError: Code.UNAVAILABLE,
+            NoRoomError: Code.NO_SPACE,
+            LeaseLostError: Code.LOCKED,
+        }
+        assert await request.answer() is codes[type(error)]
         await _resumes(s, upload.id, b"abc")
 
 

@@ -10,6 +10,7 @@ from tests.support.bodies import Pause
 
 from tidegate.engine import sweep as engine_sweep
 from tidegate.engine.core import Settings
+from tidegate.engine.sessions import Session
 from tidegate.engine.sweep import Swept
 from tidegate.ports import DataError, Delivery, Hold, Stored, UnavailableError
 from tidegate.protocol.capabilities import Capability
@@ -92,7 +93,7 @@ async def test_what_became_alive_again_is_not_forgotten() -> None:
         upload = await s.create(10, b"abc")
         swept = Swept()
 
-        async def forget(held: engine_sweep.Session) -> None:
+        async def forget(held: Session) -> None:
             await engine_sweep._forget(s.engine._core, swept, held, dry_run=False)
 
         await engine_sweep._hold(s.engine._core, swept, upload.id, forget)
@@ -126,7 +127,7 @@ async def test_a_complete_upload_is_left_alone_even_if_listed() -> None:
         upload = await s.create(3, b"abc")
         swept = Swept()
 
-        async def expire(held: engine_sweep.Session) -> None:
+        async def expire(held: Session) -> None:
             await engine_sweep._expire(s.engine._core, swept, held, dry_run=False)
 
         # A record that no engine writes: complete, with a time to expire.
@@ -306,7 +307,7 @@ async def test_a_dry_run_leaves_out_what_a_final_needs() -> None:
         s.clock.advance(100)
         swept = Swept()
 
-        async def expire(held: engine_sweep.Session) -> None:
+        async def expire(held: Session) -> None:
             await engine_sweep._expire(s.engine._core, swept, held, dry_run=True)
 
         s.metadata.faults.do("acquire", lambda: _pin(s, a.id), after=True)
