@@ -78,6 +78,8 @@ class Model:
         self.data = b""
         self.left: bytes | None = None
         """What a crash left beside the record, and counts once somebody looks."""
+        self.abandoned = False
+        """Its writer died; whether it left bytes is not known before somebody looks."""
         self.powerless: str | None = None
         """The boot after a loss of power: only what was synced before is sure to be there."""
         self.most = b""
@@ -217,11 +219,11 @@ class EngineMachine(RuleBasedStateMachine):
         await self.until(self.is_swept)
         await self.until(self.is_synced)
         for model in self.uploads:
-            if not model.forgotten and (model.left is not None or self.unfinished(model)):
+            if not model.forgotten and (model.abandoned or self.unfinished(model)):
                 loaded = await self.metadata.inner.load(model.record.id)
                 assert loaded is not None
-                left = model.left is not None and loaded.hold is Hold.FREE
-                if left or loaded.upload.complete:
+                recovered = model.abandoned and loaded.hold is Hold.FREE
+                if recovered or loaded.upload.complete:
                     await self.touch(model)
 
     async def until_or_failed(self, started: asyncio.Event) -> None:
@@ -418,6 +420,7 @@ class EngineMachine(RuleBasedStateMachine):
     async def touch(self, model: Model) -> None:
         """Somebody holds the upload: what a crash left counts now."""
         assert model.record.id not in self.flights
+        model.abandoned = False
         if model.record.state is not State.RECEIVING or model.record.kind is Kind.FINAL:
             return
         if model.left is not None:
@@ -722,7 +725,7 @@ class EngineMachine(RuleBasedStateMachine):
             length=length,
             payload=payload,
         )
-        free = rival is None and model.left is None and not self.unfinished(model)
+        free = rival is None and not model.abandoned and not self.unfinished(model)
         refused = code_of(decide.append, self.case(model, command, leased=free))
         if refused is not None:
             assert await self.request(command) is refused
@@ -942,6 +945,7 @@ class EngineMachine(RuleBasedStateMachine):
             with contextlib.suppress(asyncio.CancelledError, Refusal):
                 await flight.task
             del self.flights[flight.model.record.id]
+            flight.model.abandoned = True
             if not flight.checked and flight.written:
                 flight.model.left = flight.base + flight.written
         await self.end()
@@ -950,8 +954,9 @@ class EngineMachine(RuleBasedStateMachine):
         for model in self.uploads:
             model.to_sync = False
             if power and model.record.state is State.RECEIVING:
+                if not (model.powerless and self.forgets_boots):
+                    model.most = model.left if model.left and self.forgets_boots else model.data
                 model.powerless = self.boot_id
-                model.most = model.left or model.data if self.forgets_boots else model.data
                 model.left = None
         await self.start()
         await self.settle()
