@@ -202,11 +202,13 @@ class Assembler:
                     moved = replace(
                         held.upload,
                         offset=flushed.offset,
-                        storage=flushed.storage or held.upload.storage,
+                        storage=flushed.storage or moved.storage,
                         boot_id=core.data.boot_id,
                     )
-                    segments = flushed.segments
-                    if not moved.whole:
+                    segments += flushed.segments
+                    # Not after each of many small parts: a crash costs a step at most.
+                    step = moved.offset - held.upload.offset
+                    if step >= core.settings.copy_step and not moved.whole:
                         moved = await held.commit(moved, settled=False, segments=segments)
                         segments = ()
                 start += part.offset
