@@ -120,11 +120,12 @@ class _Receiver:
     async def prepare(self) -> None:
         """Before the first byte: say that the store may hold bytes that nobody has verified.
 
-        From then on a HEAD does not interrupt, and a crash cuts them off.
+        From then on a HEAD does not interrupt, and a crash cuts them off. (After a loss of power
+        they do not count in any case: this need not survive one.)
         """
         if self._digest is not None and not self.held.upload.complete:
             unverified = replace(self.held.upload, unverified=True)
-            await self.held.commit(unverified, settled=False, durable=self.core.acks_durable)
+            await self.held.commit(unverified, settled=False)
 
     async def write(self, chunks: Sequence[Buffer]) -> None:
         """Store `chunks`; see Sink."""

@@ -260,6 +260,7 @@ class Tree:
                     self._move_to_finished(upload, places, durable=durable)
 
     def _move_to_finished(self, upload: Upload, places: Places, *, durable: bool) -> None:
+        # That the old name is gone is not synced: with both a file can be found all the same.
         def sync_new_name() -> None:
             if durable:
                 self.sync_names(places.finished)
@@ -275,9 +276,6 @@ class Tree:
             if disk.size_of(places.finished) is None:
                 raise BytesMissingError(f"upload {upload.id} was deleted meanwhile") from None
             sync_new_name()  # the move was made before a crash, the sync perhaps not
-            return
-        if durable:
-            disk.sync_directory(os.path.dirname(places.incoming))
 
     # ------------------------------------------------------------------------ reading, deleting
 
