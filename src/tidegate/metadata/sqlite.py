@@ -108,10 +108,15 @@ class SQLiteMetadataStore:
                 self._writer = Writer(self._path, turn, busy_timeout=self._busy_timeout)
                 self._writer.connect()
                 stack.callback(self._writer.disconnect)
-                # On the event loop: never waits.
-                self._reader = schema.connect(self._path, busy_timeout=0, readonly=True)
+                self._reader = schema.connect(
+                    self._path, busy_timeout=self._busy_timeout, readonly=True
+                )
                 stack.callback(self._reader.close)
-                self._reader.execute(_LOAD, ("",)).fetchone()  # reads the schema, opens the log
+                # Reads the schema and opens the log, which another process that starts now may be
+                # recovering after a crash, or one that ends may be closing.
+                self._reader.execute(_LOAD, ("",)).fetchone()
+                # From now on it is used on the event loop, and never waits.
+                self._reader.execute("PRAGMA busy_timeout = 0")
                 self._readers = Readers(self._path, busy_timeout=self._busy_timeout)
                 stack.callback(self._readers.close)
             except TimeoutError as error:
