@@ -248,7 +248,7 @@ async def test_parts_that_turn_out_too_large_fail_it() -> None:
 
 
 async def test_delete_during_the_assembly() -> None:
-    async with Stage(copy_step=1).open() as s, beside() as start:
+    async with Stage(copy_step=1, terminate_wait=20).open() as s, beside() as start:
         a = await s.partial(b"abc")
         gate = s.data.faults.hold("copy", skip=1)
         request = start(s.final, a)
@@ -259,6 +259,7 @@ async def test_delete_during_the_assembly() -> None:
         gate.go.set()
         await delete.answer()
         await request.answer()
+        assert s.data.copied == 2  # it let go at the next step
         async with refused(Code.GONE):
             await s.head(final)
         assert s.stored(final) == b""
