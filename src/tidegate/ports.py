@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import anyio
 import msgspec
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from tidegate.protocol.commands import Checksum
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+Store: TypeAlias = Callable[[Sequence[Buffer]], None]
+"""Stores chunks, in order; blocking, to be called from one thread at a time, not the event loop's.
+What it raises ends the body's reading."""
 
 
 class Durability(enum.StrEnum):
@@ -58,6 +62,14 @@ class Sink(Protocol):
         """Take `chunks`, in order, all or none before raising.
 
         The chunks belong to the sink until it returns. Whatever it raises ends the body's reading.
+        """
+
+    async def pour(self, burst: Callable[[Store], Awaitable[None]]) -> bool:
+        """Let `burst` store what it likes from a thread of its own, without the event loop.
+
+        It is given what stores chunks, which it may use until it returns or raises, and raises what
+        that raises. It returns from time to time, so that the sink can see to what it has stored
+        (64 MiB, a quarter of a second). False: this sink takes `write` only; nothing was done.
         """
 
 
@@ -171,6 +183,14 @@ class Writer(Protocol):
         """Let go of the upload. Never raises, may be called twice."""
 
 
+@runtime_checkable
+class BlockingWriter(Protocol):
+    """A writer that a thread can write to without the event loop: what fast transports are for."""
+
+    def write_blocking(self, chunks: Sequence[Buffer], digest: Digest | None = None) -> None:
+        """As `Writer.write`; blocks. From any thread, one at a time, never with `write`."""
+
+
 class Flushed(msgspec.Struct, frozen=True):
     """What a writer has stored."""
 
@@ -192,6 +212,27 @@ class Stored(msgspec.Struct, frozen=True):
     whole: bool = False
     """`finish` has made it ready to be read: should its record be lost, it may be all that is left
     of a complete upload, and no sweep deletes it."""
+
+
+class OpenFile(Protocol):
+    """A file that is open for reading."""
+
+    def use(self) -> AbstractContextManager[int]:
+        """Its descriptor, valid inside the context. In any thread. Raises DataError when closed."""
+
+    def close(self) -> None:
+        """Close it as soon as nobody uses it; may block. Never raises."""
+
+
+@runtime_checkable
+class FileStore(Protocol):
+    """A data store whose complete uploads are files, which the kernel can send by itself."""
+
+    async def open_file(self, upload: Upload, stop: int) -> OpenFile:
+        """The file of a complete upload, which has `stop` bytes at least: [0, offset) are its own.
+
+        Raises BytesMissingError, DataError.
+        """
 
 
 class DataStore(Protocol):

@@ -18,6 +18,7 @@ from tests.support.serving import PAIRS, served, stores
 
 from tidegate.asgi import Tidegate
 from tidegate.ports import Durability
+from tidegate.protocol.capabilities import Capability
 from tidegate.testing import FakeClock
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ COMBINATIONS = [
     *(("h11", pair) for pair in PAIRS),
     # What a framework's own server does differs below the stores only.
     ("httptools", "local+sqlite"),
+    *(("native", pair) for pair in PAIRS),
 ]
 
 
@@ -57,6 +59,8 @@ async def serve(
             if way != "asgi":
                 # Waiting for the disk is tried in process; here it would only take its time.
                 given.setdefault("durability", Durability.NONE)
+            if way == "native":
+                given.setdefault("transport", Capability.TRAILERS)
             app = Tidegate(given.pop("data", data), given.pop("metadata", metadata), **given)
             await stack.enter_async_context(app)
             return await stack.enter_async_context(served(app, way))

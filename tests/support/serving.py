@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -17,6 +17,8 @@ from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.stores.local import LocalStore
 from tidegate.stores.memory import MemoryStore
 from tidegate.transports import h11_protocol
+from tidegate.transports.native.limits import Limits
+from tidegate.transports.native.native import Native
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from tidegate.ports import DataStore, MetadataStore
 
 PAIRS = ("local+sqlite", "local+memory", "memory+sqlite", "memory+memory")
-WAYS = ("asgi", "h11", "httptools")
+WAYS = ("asgi", "h11", "httptools", "native")
 """In process; over a socket as `tidegate serve` does; as uvicorn serves an application by default."""
 PROTOCOLS: dict[str, Any] = {"h11": h11_protocol.Protocol, "httptools": "httptools"}
 MEMORY = 64 * 1024 * 1024
@@ -66,11 +68,21 @@ async def served(app: Any, way: str) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def listening(app: Any, way: str, **settings: Any) -> AsyncIterator[int]:
+async def listening(
+    app: Any, way: str, *, limits: Limits | None = None, **settings: Any
+) -> AsyncIterator[int]:
     """One of WAYS on a port of this event loop; nothing waits for a server's ticks."""
+    with ExitStack() as stack:
+        protocol = PROTOCOLS.get(way) or stack.enter_context(Native(app, limits))
+        async with _listening(app, protocol, **settings) as port:
+            yield port
+
+
+@asynccontextmanager
+async def _listening(app: Any, protocol: Any, **settings: Any) -> AsyncIterator[int]:
     config = uvicorn.Config(
         app,
-        http=PROTOCOLS[way],
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -81,7 +93,7 @@ async def listening(app: Any, way: str, **settings: Any) -> AsyncIterator[int]:
     )
     config.load()
     state = ServerState()
-    protocol: Any = config.http_protocol_class
+    protocol = config.http_protocol_class
     server = await asyncio.get_running_loop().create_server(
         lambda: protocol(config=config, server_state=state, app_state={}),
         "127.0.0.1",

@@ -11,17 +11,24 @@ from msgspec.structs import replace
 from tidegate.engine.completion import complete
 from tidegate.engine.core import locked, log, stopping
 from tidegate.engine.sessions import go_back
-from tidegate.ports import BodyEnd, DataError, MetadataError, NoSpaceError, SyncFailedError
+from tidegate.ports import (
+    BlockingWriter,
+    BodyEnd,
+    DataError,
+    MetadataError,
+    NoSpaceError,
+    SyncFailedError,
+)
 from tidegate.protocol.decide import unverifiable
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.model import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tidegate.engine.core import Core
     from tidegate.engine.sessions import Session
-    from tidegate.ports import Body, Buffer, Digest, Writer
+    from tidegate.ports import Body, Buffer, Digest, Store, Writer
     from tidegate.protocol.commands import Checksum, Payload
     from tidegate.protocol.model import Segment, Upload
 
@@ -129,9 +136,37 @@ class _Receiver:
 
     async def write(self, chunks: Sequence[Buffer]) -> None:
         """Store `chunks`; see Sink."""
-        size = sum(map(len, chunks))
-        if size == 0:
+        if not self._count(chunks):
             return
+        self._raise_sync_failure()
+        writer = self._writer or await self._open()
+        await writer.write(chunks, self._digest)
+        if self._digest is None and self._checkpoint_due(writer.offset):
+            await self._checkpoint(writer)
+
+    async def pour(self, burst: Callable[[Store], Awaitable[None]]) -> bool:
+        """Let a thread store; see Sink."""
+        if self._room == 0:
+            # Complete, perhaps: there is nothing to open, and nothing should come.
+            return False
+        self._raise_sync_failure()
+        writer = self._writer or await self._open()
+        if not isinstance(writer, BlockingWriter):
+            return False
+        write = writer.write_blocking
+
+        def store(chunks: Sequence[Buffer]) -> None:
+            if self._count(chunks):
+                write(chunks, self._digest)
+
+        await burst(store)
+        if self._digest is None and self._checkpoint_due(writer.offset):
+            await self._checkpoint(writer)
+        return True
+
+    def _count(self, chunks: Sequence[Buffer]) -> int:
+        """Count what came. Raises Refusal when it is too much."""
+        size = sum(map(len, chunks))
         self.received += size
         # "The new offset MUST be the sum of the offset before the PATCH request and the number of
         # bytes received": what can't be stored must not be there.
@@ -139,11 +174,7 @@ class _Receiver:
             raise Refusal(
                 Code.TOO_LARGE, f"the body has more than the {self._room} bytes that may still come"
             )
-        self._raise_sync_failure()
-        writer = self._writer or await self._open()
-        await writer.write(chunks, self._digest)
-        if self._digest is None and self._checkpoint_due(writer.offset):
-            await self._checkpoint(writer)
+        return size
 
     async def _open(self) -> Writer:
         self.held.settled = False

@@ -19,6 +19,7 @@ from tidegate.engine.sessions import Session, acquire, go_back, session
 from tidegate.engine.sweep import Swept, sweep, sweep_in_turn
 from tidegate.ports import (
     DataError,
+    FileStore,
     Held,
     Hold,
     Loaded,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from types import TracebackType
 
-    from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore
+    from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore, OpenFile
 
 WEEK = 7 * 86_400.0
 """How long an unfinished upload waits for its client: what the large public tus services keep."""
@@ -173,6 +174,11 @@ class Engine:
     def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
         """Bytes [start, stop) of an upload that a Download found readable. Raises DataError."""
         return self._core.data.read(upload, start, stop)
+
+    async def open_file(self, upload: Upload, stop: int) -> OpenFile | None:
+        """The file of such an upload, where it is one; None elsewhere. Raises DataError."""
+        data = self._core.data
+        return await data.open_file(upload, stop) if isinstance(data, FileStore) else None
 
     def drain(self) -> None:
         """The server is about to stop: ask every body that is being received to end.

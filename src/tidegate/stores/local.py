@@ -30,7 +30,7 @@ from tidegate.stores.disk import Descriptor, translated
 from tidegate.stores.tree import Tree
 
 if TYPE_CHECKING:
-    from tidegate.ports import DataStore, Writer
+    from tidegate.ports import BlockingWriter, DataStore, FileStore, Writer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -168,6 +168,10 @@ class LocalStore:
         finally:
             await self.let_go(file)
 
+    async def open_file(self, upload: Upload, stop: int) -> Descriptor:
+        """The open file of a complete upload, with at least `stop` bytes: see `ports.FileStore`."""
+        return await self.run(self._tree.open_reader, upload, stop)
+
     async def delete(self, upload: Upload) -> None:
         """Delete the upload's file, whatever its name is by now. Raises DataError."""
         await self.run(self._tree.delete, upload)
@@ -296,3 +300,5 @@ def _boot_id() -> str:
 if TYPE_CHECKING:
     _: type[DataStore] = LocalStore
     __: type[Writer] = LocalWriter
+    ___: type[BlockingWriter] = LocalWriter
+    ____: type[FileStore] = LocalStore

@@ -15,16 +15,18 @@ import anyio.lowlevel
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import WEEK, Engine
 from tidegate.ports import DataError, Durability, MetadataError
+from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.dialects.http import Request
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.transports.body import PATIENT, AsgiBody, Patience
-from tidegate.transports.service import Answer, Service, access, log
+from tidegate.transports import access
+from tidegate.transports.service import Answer, Service, log
 from tidegate.transports.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 
-    from tidegate.ports import Clock, DataStore, EventSink, MetadataStore
+    from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -50,6 +52,7 @@ class Tidegate:
     of it, when neither Host nor a trusted proxy tells. Sizes are bytes, times are seconds. With
     `accept_upgrade` a request that carries both an Upgrade field and a body is accepted: safe on
     every server but uvicorn's httptools protocol, which would take the body for another request.
+    `transport` is what a server of our own can do beyond ASGI.
     `patience` is how long a client is waited for, `slots` is how many bodies are received at once.
     """
 
@@ -71,6 +74,7 @@ class Tidegate:
         settings: Settings | None = None,
         on_event: Sequence[EventSink] = (),
         accept_upgrade: bool = False,
+        transport: Capability = Capability.NONE,
         patience: Patience = PATIENT,
         slots: Slots | None = None,
         clock: Clock | None = None,
@@ -84,10 +88,11 @@ class Tidegate:
             expire_after=expire_after,
             disabled=disable,
             downloads=downloads,
+            transport=transport,
             sinks=on_event,
             clock=clock,
         )
-        self._service = Service(
+        self.service = Service(
             self.engine,
             base_path=base_path,
             public_url=public_url,
@@ -96,7 +101,7 @@ class Tidegate:
             cors_origins=cors_origins,
         )
         self._accept_upgrade = accept_upgrade
-        self._patience = patience
+        self.patience = patience
         self.slots = slots or Slots()
         self._runner: asyncio.Task[None] | None = None
         self._opening: asyncio.Future[None] | None = None
@@ -131,7 +136,9 @@ class Tidegate:
             self._closing = asyncio.Event()
             self._opening = asyncio.get_running_loop().create_future()
             self._runner = asyncio.create_task(self._run(self._opening), name="tidegate")
-        await asyncio.shield(self._opening)
+        if not self._opening.done():
+            await asyncio.shield(self._opening)
+        self._opening.result()
 
     async def _run(self, opened: asyncio.Future[None]) -> None:
         """The engine's life, in one task from its beginning to its end."""
@@ -190,60 +197,66 @@ class Tidegate:
         path = _path(scope, root_path)
         peer = scope["client"][0] if scope.get("client") and scope["client"][0] else None
         headers = [(name.lower(), value) for name, value in scope["headers"]]
-        origin = self._service.origin(scope.get("scheme", "http"), peer, headers)
-        below = self._service.below_base(path)
+        origin = self.service.origin(scope.get("scheme", "http"), peer, headers)
+        below = self.service.below_base(path)
         request = Request(
             method=scope["method"],
             path=below or "",
             headers=headers,
-            base_path=root_path.rstrip("/") + self._service.base_path,
-            base_url=self._service.base_url(origin, root_path),
+            base_path=root_path.rstrip("/") + self.service.base_path,
+            base_url=self.service.base_url(origin, root_path),
             may_omit_length=scope.get("http_version", "1.1") not in ("1.0", "1.1"),
         )
-        body = AsgiBody(receive, self._patience)
-        answer = await self._answer(request, body, origin.client, known=below is not None)
+        body = AsgiBody(receive, self.patience)
+        answer = await self.answer(request, body, origin.client, known=below is not None)
         sent = await self._send(answer, request, receive, send)
-        access.info(
-            "request",
-            extra={
-                "tidegate": {
-                    "method": request.method,
-                    "path": path,
-                    "status": answer.status,
-                    "upload": answer.upload.id if answer.upload else None,
-                    "bytes_in": body.received,
-                    "bytes_out": sent,
-                    "seconds": round(time.perf_counter() - began, 6),
-                    "client": origin.client,
-                    "request_id": next(iter(request.values(b"x-request-id")), None),
-                }
-            },
-        )
+        if access.wanted():
+            access.tell(
+                request,
+                path,
+                answer,
+                bytes_in=body.received,
+                bytes_out=sent,
+                seconds=time.perf_counter() - began,
+                client=origin.client,
+            )
 
-    async def _answer(
-        self, request: Request, body: AsgiBody, client: str | None, *, known: bool
+    async def answer(
+        self,
+        request: Request,
+        body: Body,
+        client: str | None,
+        *,
+        known: bool,
+        upgrade_is_safe: bool = False,
     ) -> Answer:
+        """Answer a request, however it came in. Never raises what is not a cancellation.
+
+        `known`: its path is under our base path. `upgrade_is_safe`: the transport keeps the body of
+        a request that carries an Upgrade field.
+        """
         if not known:
             refusal = Refusal(Code.NOT_FOUND, f"uploads live under {request.base_path}")
-            return self._service.refuse(refusal, request)
-        if not self._accept_upgrade and request.values(b"upgrade") and _has_body(request):
+            return self.service.refuse(refusal, request)
+        safe = upgrade_is_safe or self._accept_upgrade
+        if not safe and request.values(b"upgrade") and _has_body(request):
             refusal = Refusal(
                 Code.BAD_REQUEST, "Upgrade: not on a request with a body; send it without"
             )
-            return self._service.refuse(refusal, request)
+            return self.service.refuse(refusal, request)
         try:
             await self._open()
         except Exception as error:  # noqa: BLE001 - nothing goes past an answer
             log.error("cannot open: %s", _why(error))
             refusal = Refusal(Code.UNAVAILABLE, "the server is not ready; try again", retry_after=2)
-            return self._service.refuse(refusal, request)
+            return self.service.refuse(refusal, request)
         if not _has_body(request):
-            return await self._service.answer(request, body)
+            return await self.service.answer(request, body)
         try:
             with self.slots.taken(client):
-                return await self._service.answer(request, body)
+                return await self.service.answer(request, body)
         except Refusal as refusal:
-            return self._service.refuse(refusal, request)
+            return self.service.refuse(refusal, request)
 
     async def _send(self, answer: Answer, request: Request, receive: Receive, send: Send) -> int:
         """Send the answer; how many bytes of body were given to the server."""

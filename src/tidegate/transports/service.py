@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tidegate.ports import Body
 
 log = logging.getLogger("tidegate.transport")
-access = logging.getLogger("tidegate.access")
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,288 @@
+"""The body of a request on a native connection, as the engine reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING, Final
+
+from tidegate.ports import BodyEnd
+from tidegate.protocol.dialects import tus1
+from tidegate.transports.native import pump
+from tidegate.transports.native.chunked import Counted
+from tidegate.transports.body import RATE_WINDOW
+from tidegate.transports.native.parser import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import anyio
+
+    from tidegate.ports import Body, Sink, Store
+    from tidegate.protocol.commands import Checksum
+    from tidegate.transports.native.chunked import Framer
+    from tidegate.transports.native.connection import Connection
+    from tidegate.transports.native.limits import Limits
+    from tidegate.transports.native.threads import Threads
+
+BUFFER: Final = 512 * 1024
+"""Bytes that the loop reads ahead while the sink is busy, where no thread can read: enough to hide
+a thread's wake-up, little enough for thousands of connections."""
+SLICE: Final = 64 * 1024
+"""Bytes of chunks that are taken out of their frames at a time on the loop."""
+
+
+class NativeBody:
+    """Bytes that the loop has read, and a socket with more."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        framer: Framer,
+        threads: Threads,
+        limits: Limits,
+        *,
+        expects_continue: bool,
+    ) -> None:
+        self._connection = connection
+        self.framer = framer
+        self._threads = threads
+        self._limits = limits
+        self._expects_continue = self.waits_for_continue = expects_continue and not framer.done
+        """The client may send nothing until it is told to."""
+        self.received = 0
+        """Bytes of content given to the sink."""
+        self.rejected: Rejected | None = None
+        """What came is not a body: the connection can't be kept."""
+        self._gathered: list[bytes] = []
+        """What the loop has read, in its frame."""
+        self._size = 0
+        self._came = 0
+        """Bytes that came so far, for the clock."""
+        self._end: BodyEnd | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._pumps = connection.descriptor is not None
+        self._pumping = False
+        """To be read by a thread, whether the loop has read something or not."""
+        self._unjudged = 0.0
+        """Seconds of waiting for the client, since it was last asked whether that is too long."""
+        self._had = 0
+        """What had come then."""
+        self._still = 0.0
+        """Seconds of waiting since the last byte."""
+        self._waited = 0.0
+        """Seconds of waiting since the rate was judged last,"""
+        self._judged = 0
+        """when so many bytes had come."""
+
+    # --------------------------------------------------------------------- for the connection
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it is left to read."""
+        return self.framer.done
+
+    def feed(self, data: bytes) -> None:
+        """The loop has read more. What is too much is waited with."""
+        self.waits_for_continue = False
+        self._gathered.append(data)
+        self._size += len(data)
+        self._came += len(data)
+        if self._pumps or self._size >= BUFFER:
+            self._connection.pause_reading()
+        self._wake()
+
+    def cut(self, end: BodyEnd) -> None:
+        """Nothing more comes, or is to be waited for."""
+        if self._end is None:
+            self._end = end
+        self._wake()
+
+    def in_hand(self) -> bool:
+        """Whether all of a body of known length is here."""
+        return isinstance(self.framer, Counted) and self._size >= self.framer.left
+
+    def left(self) -> int | None:
+        """Bytes that are still to come; None: who knows."""
+        if self.framer.done:
+            return 0
+        return max(0, self.framer.left - self._size) if isinstance(self.framer, Counted) else None
+
+    async def skip(self) -> bool:
+        """Read the rest for nobody; whether that was all of it."""
+        try:
+            while True:
+                for data in self._take():
+                    self.framer.feed(data)
+                if self.framer.done or self._end is not None:
+                    return self.framer.done
+                await self._more()
+        except Rejected:
+            return False
+
+    # ------------------------------------------------------------------------- for the engine
+
+    async def copy_to(self, sink: Sink, stop: anyio.Event) -> BodyEnd:
+        """See Body."""
+        if self._expects_continue:
+            # Also when some of the body is here: nobody knows what else the client waits with.
+            self._expects_continue = self.waits_for_continue = False
+            self._connection.send_continue()
+        watch: asyncio.Task[None] | None = None
+        try:
+            while True:
+                if self._gathered or self._pumping:
+                    await self._hand_over(sink, stop)
+                if self.framer.done:
+                    return BodyEnd.WHOLE
+                if self._gathered:
+                    continue
+                if stop.is_set():
+                    return self._end or BodyEnd.STOPPED
+                if self._unjudged:
+                    self._judge()
+                if self._end is not None:
+                    return self._end
+                if not self._pumping:
+                    if watch is None:
+                        watch = asyncio.create_task(self._watch(stop))
+                    await self._more()
+        finally:
+            if watch is not None:
+                watch.cancel()
+            self._connection.pause_reading()
+            self._low_water(1)
+
+    def trailing_checksum(self) -> Checksum:
+        """See Body."""
+        return tus1.trailing_checksum(
+            [value for name, value in self.framer.trailers if name == b"upload-checksum"]
+        )
+
+    # ------------------------------------------------------------------------------ inside
+
+    async def _hand_over(self, sink: Sink, stop: anyio.Event) -> None:
+        """Give the sink what is here, and what a thread can read."""
+        if self._pumps:
+            first = self._take()
+            if await sink.pour(functools.partial(self._burst, first, stop)):
+                return
+            self._pumps = self._pumping = False
+            self._gathered[:0] = first
+            self._size += sum(map(len, first))
+        pieces: list[memoryview] = []
+        try:
+            for data in self._take():
+                for at in range(0, len(data), SLICE):
+                    pieces += self.framer.feed(memoryview(data)[at : at + SLICE])
+                    if not isinstance(self.framer, Counted):
+                        await asyncio.sleep(0)
+        except Rejected as rejected:
+            self._reject(rejected)
+        if pieces:
+            self.received += sum(map(len, pieces))
+            await sink.write(pieces)
+
+    async def _burst(self, first: Sequence[bytes], stop: anyio.Event, store: Store) -> None:
+        def count(pieces: Sequence[memoryview]) -> None:
+            self.received += sum(map(len, pieces))
+            store(pieces)
+
+        # Asked to stop, it still takes what the kernel held back until there would be more of it.
+        last = stop.is_set()
+        whole = isinstance(self.framer, Counted) and sum(map(len, first)) >= self.framer.left
+        fd = -1 if whole else self._connection.duplicate()
+        done = await self._threads.run(
+            pump.burst,
+            fd,
+            first,
+            self.framer,
+            count,
+            _never if last else stop.is_set,
+            self._threads,
+            pump.LOW_WATER if last else pump.BURST_BYTES,
+        )
+        self._came += done.moved
+        if done.rejected is not None:
+            self._reject(done.rejected)
+        if done.end is not None:
+            self.cut(done.end)
+        # With a fast client it goes on at once.
+        self._pumping = done.more and not last and self._end is None
+        if not self._pumping and not self.framer.done:
+            self._low_water(
+                min(pump.LOW_WATER, self.framer.left) if isinstance(self.framer, Counted) else 1
+            )
+
+    def _reject(self, rejected: Rejected) -> None:
+        self.rejected = rejected
+        self.cut(BodyEnd.DROPPED)
+
+    def _low_water(self, count: int) -> None:
+        if count != self._connection.low_water:
+            self._connection.set_low_water(count)
+
+    def _take(self) -> list[bytes]:
+        taken, self._gathered, self._size = self._gathered, [], 0
+        return taken
+
+    async def _more(self) -> None:
+        """Wait until there is something new to look at."""
+        if self._gathered or self._end is not None:
+            return
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._waiter = loop.create_future()
+        self._connection.resume_reading()
+        patience = self._patience()
+        timer = None if patience is None else loop.call_later(patience, self._look)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+            self._unjudged += loop.time() - began
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _watch(self, stop: anyio.Event) -> None:
+        await stop.wait()
+        self._look()
+
+    def _look(self) -> None:
+        # What the kernel holds back until there is more of it counts, and is worth having.
+        self._pumping = self._pumps and self._connection.low_water > 1
+        self._wake()
+
+    def _patience(self) -> float | None:
+        """Seconds for which there is no need to look at how long the client has taken."""
+        idle, rate = self._limits.patience.idle, self._limits.patience.rate
+        times = [] if idle is None else [idle - self._still]
+        if rate is not None:
+            times.append(RATE_WINDOW - self._waited)
+        return min(times, default=None)
+
+    def _judge(self) -> None:
+        """See whether the client took too long. Only while it is waited for, the clock runs."""
+        waited, self._unjudged = self._unjudged, 0.0
+        idle, rate = self._limits.patience.idle, self._limits.patience.rate
+        self._still = 0.0 if self._came > self._had else self._still + waited
+        self._had = self._came
+        self._waited += waited
+        if idle is not None and self._still >= idle:
+            self.cut(BodyEnd.STALLED)
+        if rate is not None and self._waited >= RATE_WINDOW:
+            if self._came - self._judged < rate * self._waited:
+                self.cut(BodyEnd.STALLED)
+            self._waited, self._judged = 0.0, self._came
+
+
+def _never() -> bool:
+    return False
+
+
+if TYPE_CHECKING:
+    _: type[Body] = NativeBody

@@ -1,0 +1,43 @@
+"""The native transport, as uvicorn is given it: `http=Native(app)`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from tidegate.transports.native.connection import Connection
+from tidegate.transports.native.limits import Limits
+from tidegate.transports.native.response import Defaults
+from tidegate.transports.native.threads import Threads
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from tidegate.transports.asgi import Tidegate
+
+
+class Native:
+    """What all connections of a server have in common, and what makes them for uvicorn.
+
+    `app` is the one that uvicorn is given; it has Capability.TRAILERS. The context ends the threads
+    that move bytes.
+    """
+
+    def __init__(self, app: Tidegate, limits: Limits | None = None) -> None:
+        self.app = app
+        self.limits = limits or Limits(patience=app.patience)
+        self.threads = Threads()
+        self.defaults = Defaults()
+
+    def __call__(
+        self, config: Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> Connection:
+        """A connection, where uvicorn expects a protocol class of its own."""
+        del app_state
+        return Connection(self, config, server_state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.threads.close()

@@ -1,0 +1,84 @@
+"""The one place that knows which parser reads the heads of requests: bytes in, a `Head` out.
+
+It is given whole heads, so that what belongs to the body is never in its hands: how the body is
+framed is decided by `framing`, and its chunks are read by `chunked`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import httptools
+import msgspec
+
+if TYPE_CHECKING:
+    from tidegate.protocol.dialects.http import Header
+
+END: Final = b"\r\n\r\n"
+
+
+class Rejected(Exception):
+    """What came is not HTTP as we speak it: answer `status`, and close."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The head of a request, as it was sent."""
+
+    method: str
+    target: str
+    version: str
+    """`1.0` or `1.1`, when `framing` accepts it."""
+    headers: list[Header]
+    """Names in lower case."""
+    keep_alive: bool
+    """Whether version and Connection say that the connection is to be kept."""
+
+
+class _Events:
+    """What httptools calls."""
+
+    __slots__ = ("headers", "target")
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.headers: list[Header] = []
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+
+def parse(raw: bytes) -> Head:
+    """A head from what came up to and with the empty line that ends it. Raises Rejected."""
+    events = _Events()
+    parser = httptools.HttpRequestParser(events)
+    # These two are judged by `framing`, which tells 400 from 501.
+    parser.set_dangerous_leniencies(lenient_transfer_encoding=True, lenient_chunked_length=True)
+    try:
+        parser.feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        # "A server MAY ignore a received Upgrade header field" (RFC 9110, 7.8): its body is a body.
+        pass
+    except httptools.HttpParserInvalidMethodError:
+        raise Rejected(501, "this server knows no such method") from None
+    except httptools.HttpParserError as error:
+        raise Rejected(400, f"not a valid request: {str(error).lower()}") from None
+    return Head(
+        parser.get_method().decode("ascii"),
+        events.target.decode("latin-1"),
+        parser.get_http_version(),
+        events.headers,
+        parser.should_keep_alive(),
+    )
+
+
+def parse_trailers(raw: bytes) -> list[Header]:
+    """The fields of a trailer section, up to and with its empty line. Raises Rejected."""
+    return [] if raw == b"\r\n" else parse(b"GET / HTTP/1.1\r\n" + raw).headers

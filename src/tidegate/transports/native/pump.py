@@ -1,0 +1,135 @@
+"""The burst pump: a thread drains a socket straight into a writer.
+
+While a client's bytes come, one thread reads them from the raw descriptor into a buffer of its own,
+and stores them from there: no event loop, no copy, no object per piece. When they stop coming, the
+connection goes back to the loop, and the thread to others.
+
+The descriptor that a thread works on is a duplicate that it owns. So whatever becomes of the
+connection meanwhile, the number can't come to mean another client's socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tidegate.ports import BodyEnd
+from tidegate.transports.native.parser import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tidegate.ports import Store
+    from tidegate.transports.native.chunked import Framer
+    from tidegate.transports.native.threads import Threads
+
+BURST_SECONDS: Final = 0.25
+"""How long a thread stays with one client: what others who have none wait at most."""
+BURST_BYTES: Final = 64 * 1024 * 1024
+"""How much it moves for it: what the engine looks at between bursts (checkpoints, a failed sync)."""
+FAST: Final = 1024 * 1024
+"""Bytes in one burst that show that a client is fast, and worth waiting for."""
+LINGER_MS: Final = 2
+"""Milliseconds for which a thread waits for a fast client's next bytes: ten times what giving the
+connection back to the loop and fetching it again costs."""
+LOW_WATER: Final = 128 * 1024
+"""Bytes for which a slow client's connection is worth waking up: with every few KiB, as they come,
+1,000 slow clients cost five times as much."""
+
+
+class Burst(msgspec.Struct):
+    """What became of one burst."""
+
+    moved: int = 0
+    """Bytes of the connection that were read."""
+    end: BodyEnd | None = None
+    """DROPPED: the client went away."""
+    more: bool = False
+    """There was no end to it: go on."""
+    rejected: Rejected | None = None
+    """What came is not a body."""
+
+
+def burst(
+    fd: int,
+    first: Sequence[bytes],
+    framer: Framer,
+    store: Store,
+    stopped: Callable[[], bool],
+    threads: Threads,
+    most: int = BURST_BYTES,
+) -> Burst:
+    """Store `first`, then up to about `most` bytes that can be read from `fd` (-1: none).
+
+    `fd` is closed at the end.
+
+    Blocking. Raises what `store` raises.
+    """
+    done = Burst()
+    try:
+        for data in first:
+            if pieces := framer.feed(data):
+                store(pieces)
+        if fd >= 0 and not framer.done:
+            _drain(fd, framer, store, stopped, threads.buffer(), most, done)
+    except Rejected as rejected:
+        done.rejected = rejected
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return done
+
+
+def _drain(
+    fd: int,
+    framer: Framer,
+    store: Store,
+    stopped: Callable[[], bool],
+    buffer: memoryview,
+    most: int,
+    done: Burst,
+) -> None:
+    until = time.monotonic() + BURST_SECONDS
+    size = len(buffer)
+    while not (framer.done or stopped()):
+        try:
+            count = os.readv(fd, [buffer[: framer.want(size)]])
+        except BlockingIOError:
+            if done.moved < FAST or not _more_soon(fd):
+                return
+            continue
+        except OSError:
+            # Reset: the kernel says so when all that had arrived was read.
+            count = 0
+        if not count:
+            done.end = BodyEnd.DROPPED
+            return
+        done.moved += count
+        if pieces := framer.feed(buffer[:count]):
+            store(pieces)
+        if done.moved >= most or time.monotonic() >= until:
+            done.more = True
+            return
+
+
+def _more_soon(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(LINGER_MS))
+
+
+def shut_down(fd: int) -> None:
+    """Have what a thread reads from the same socket end now."""
+    with socket.socket(fileno=os.dup(fd)) as connection, contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)
+
+
+def duplicate(fd: int) -> int:
+    """A descriptor of the same socket, for a thread to own."""
+    return os.dup(fd)
