@@ -332,9 +332,9 @@ def edited(seed: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
 
 @given(st.lists(st.tuples(st.sampled_from(SEEDS), edits), min_size=1, max_size=10))
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
-@pytest.mark.parametrize("http", ["h11", "httptools"])
+@pytest.mark.parametrize("http", ["h11", "httptools", "native"])
 async def test_bytes_near_http(http: str, sent: list[tuple[bytes, Any]]) -> None:
-    app = in_memory(base_path="/files/", max_size=MAX_SIZE, accept_upgrade=http == "h11")
+    app = in_memory(base_path="/files/", max_size=MAX_SIZE, accept_upgrade=http != "httptools")
     async with app, listening(app, http) as port:
         client = SocketClient("127.0.0.1", port)
         for seed, changes in sent:

@@ -61,6 +61,7 @@ def serve(
                     sockets,
                     announce=announce,
                     tls=tls,
+                    transport=settings.transport,
                     head_timeout=settings.head_timeout,
                     shutdown_timeout=settings.shutdown_timeout,
                     supervisor=supervisor,
@@ -99,6 +100,7 @@ def _if_full(settings: Config) -> str:
 def _app(settings: Config) -> Tidegate:
     # Imported here: `--help` and a wrong flag need none of it.
     from tidegate.engine.core import Settings  # noqa: PLC0415
+    from tidegate.protocol.capabilities import Capability  # noqa: PLC0415
     from tidegate.transports.asgi import Tidegate  # noqa: PLC0415
     from tidegate.transports.body import Patience  # noqa: PLC0415
     from tidegate.transports.slots import Slots  # noqa: PLC0415
@@ -132,6 +134,7 @@ def _app(settings: Config) -> Tidegate:
             settings.max_concurrent_per_client,
             places=settings.workers,
         ),
-        # uvicorn's h11 keeps the body of such a request.
+        # Both ways keep the body of such a request.
         accept_upgrade=True,
+        transport=Capability.TRAILERS if settings.transport == "native" else Capability.NONE,
     )

@@ -15,12 +15,15 @@ import uvicorn
 from tidegate.cli import listen, workers
 from tidegate.cli.errors import FAILED
 from tidegate.transports import h11_protocol
+from tidegate.transports.native import native
+from tidegate.transports.native.limits import Limits
 
 if TYPE_CHECKING:
     import socket
     import ssl
     from collections.abc import Callable, Iterator, Sequence
 
+    from tidegate.config import Transport
     from tidegate.transports.asgi import Tidegate
 
 HEAD_BYTES: Final = 64 * 1024
@@ -95,7 +98,10 @@ class Server(uvicorn.Server):
             log.warning("requests cut off: %d; their clients can resume", len(state.tasks))
         for connection in list(state.connections):
             # Not `close`, which would wait for a client that reads nothing.
-            cast("Connection", connection).transport.abort()
+            if isinstance(connection, native.Connection):
+                connection.abort()
+            else:
+                cast("Connection", connection).transport.abort()
         asyncio.get_running_loop().call_later(SAVE_WITHIN, self._give_up)
 
     def _give_up(self) -> None:
@@ -109,6 +115,7 @@ def run(
     *,
     announce: Callable[[], None],
     tls: ssl.SSLContext | None,
+    transport: Transport = "native",
     head_timeout: float | None = h11_protocol.HEAD_TIMEOUT,
     shutdown_timeout: float | None,
     supervisor: socket.socket | None = None,
@@ -117,10 +124,34 @@ def run(
 
     Raises DataError, MetadataError when the stores can't be opened, Failure.
     """
-    config = uvicorn.Config(
+    with contextlib.ExitStack() as stack:
+        protocol: object
+        if transport == "native":
+            limits = Limits(
+                head_bytes=HEAD_BYTES,
+                head_timeout=head_timeout,
+                keep_alive=KEEP_ALIVE,
+                patience=app.patience,
+            )
+            protocol = stack.enter_context(native.Native(app, limits))
+        else:
+            # uvicorn's other protocol, on httptools, loses the body of a request that carries
+            # Upgrade, and parses it as another one.
+            protocol = functools.partial(h11_protocol.Protocol, head_timeout=head_timeout)
+        config = _config(app, cast("type[asyncio.Protocol]", protocol), tls)
+        server = Server(
+            config, announce=announce, drain=app.drain, shutdown_timeout=shutdown_timeout
+        )
+        runner = stack.enter_context(asyncio.Runner(loop_factory=config.get_loop_factory()))
+        return runner.run(_serve(app, server, sockets, supervisor))
+
+
+def _config(
+    app: Tidegate, protocol: type[asyncio.Protocol], tls: ssl.SSLContext | None
+) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
-        # httptools loses the body of a request that carries Upgrade, and parses it as another one.
-        http=_protocol(head_timeout),
+        http=protocol,
         ws="none",
         loop="auto",
         lifespan="off",
@@ -133,15 +164,6 @@ def run(
         timeout_keep_alive=KEEP_ALIVE,
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
-    server = Server(config, announce=announce, drain=app.drain, shutdown_timeout=shutdown_timeout)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        return runner.run(_serve(app, server, sockets, supervisor))
-
-
-def _protocol(head_timeout: float | None) -> type[asyncio.Protocol]:
-    """What uvicorn calls for each connection."""
-    made = functools.partial(h11_protocol.Protocol, head_timeout=head_timeout)
-    return cast("type[asyncio.Protocol]", made)
 
 
 async def _serve(

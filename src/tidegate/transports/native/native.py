@@ -10,6 +10,8 @@ from tidegate.transports.native.response import Defaults
 from tidegate.transports.native.threads import Threads
 
 if TYPE_CHECKING:
+    import asyncio
+
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
@@ -30,10 +32,14 @@ class Native:
         self.defaults = Defaults()
 
     def __call__(
-        self, config: Config, server_state: ServerState, app_state: dict[str, Any]
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
     ) -> Connection:
         """A connection, where uvicorn expects a protocol class of its own."""
-        del app_state
+        del app_state, _loop
         return Connection(self, config, server_state)
 
     def __enter__(self) -> Self:
