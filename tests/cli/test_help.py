@@ -52,6 +52,7 @@ What is allowed
   --[no-]downloads         Give complete uploads back to a GET [on]
 
 The process
+  --transport NAME         How bytes come in: native or asgi [native]
   --workers N              Processes that share the socket and the stores [1]
   --log-level LEVEL        debug, info, warning or error [info]
   --log-format FORMAT      console or json [console]

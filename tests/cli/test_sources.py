@@ -73,6 +73,7 @@ EVERY: dict[str, tuple[str, str, object]] = {
     "head-timeout": ("5s", "5", 5),
     "expire-after": ("never", '"never"', None),
     "disable": ("termination,checksum", '["termination", "checksum"]', ("termination", "checksum")),
+    "transport": ("asgi", "'asgi'", "asgi"),
     "workers": ("4", "4", 4),
     "log-level": ("warning", '"warning"', "warning"),
     "log-format": ("json", '"json"', "json"),

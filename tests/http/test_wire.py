@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-SERVERS = ("serve", "h11", "httptools")
+SERVERS = ("serve", "serve-asgi", "h11", "httptools", "native")
 
 
 class Connection:
@@ -97,14 +97,21 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
         yield server
 
 
+@pytest.fixture(scope="module", autouse=True)
+def asgi_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with ServerProcess(tmp_path_factory.mktemp("served"), "--transport", "asgi") as server:
+        yield server
+
+
 @pytest.fixture(params=SERVERS)
 async def wire(request: pytest.FixtureRequest) -> AsyncIterator[Wire]:
-    if request.param == "serve":
-        client = Wire("127.0.0.1", request.getfixturevalue("process").port)
+    if request.param in {"serve", "serve-asgi"}:
+        server = "process" if request.param == "serve" else "asgi_process"
+        client = Wire("127.0.0.1", request.getfixturevalue(server).port)
         yield client
         await client.aclose()
         return
-    upgradable = request.param == "h11"
+    upgradable = request.param != "httptools"
     async with (
         in_memory(base_path="/files/", accept_upgrade=upgradable) as app,
         listening(app, request.param) as port,

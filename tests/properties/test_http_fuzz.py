@@ -343,7 +343,7 @@ async def test_bytes_near_http(http: str, sent: list[tuple[bytes, Any]]) -> None
             raw = edited(seed.replace(b"{path}", path.encode()), changes)
             data = await _converse(client, raw)
             for status in re.findall(rb"HTTP/1.1 (\d{3}) ", data):
-                assert int(status) < 500 or status == b"501", (raw, data)
+                assert int(status) < 500 or status in {b"501", b"505"}, (raw, data)
             after = await client.head(path)
             assert after.status in (200, 410), (raw, data)
             if after.status == 200:

@@ -98,9 +98,14 @@ class NativeBody:
             self._end = end
         self._wake()
 
-    def in_hand(self) -> bool:
-        """Whether all of a body of known length is here."""
-        return isinstance(self.framer, Counted) and self._size >= self.framer.left
+    def look_through(self) -> bool:
+        """Throw away what is here of it; whether that was all that was left."""
+        try:
+            for data in self._take():
+                self.framer.feed(data)
+        except Rejected:
+            self.cut(BodyEnd.DROPPED)
+        return self.framer.done
 
     def left(self) -> int | None:
         """Bytes that are still to come; None: who knows."""
@@ -129,6 +134,7 @@ class NativeBody:
             self._expects_continue = self.waits_for_continue = False
             self._connection.send_continue()
         watch: asyncio.Task[None] | None = None
+        asked = False
         try:
             while True:
                 if self._gathered or self._pumping:
@@ -138,6 +144,10 @@ class NativeBody:
                 if self._gathered:
                     continue
                 if stop.is_set():
+                    if self._pumps and not asked:
+                        # What the kernel has by now was sent before anyone asked.
+                        asked = self._pumping = True
+                        continue
                     return self._end or BodyEnd.STOPPED
                 if self._unjudged:
                     self._judge()
@@ -188,7 +198,6 @@ class NativeBody:
             self.received += sum(map(len, pieces))
             store(pieces)
 
-        # Asked to stop, it still takes what the kernel held back until there would be more of it.
         last = stop.is_set()
         whole = isinstance(self.framer, Counted) and sum(map(len, first)) >= self.framer.left
         fd = -1 if whole else self._connection.duplicate()
@@ -198,9 +207,8 @@ class NativeBody:
             first,
             self.framer,
             count,
-            _never if last else stop.is_set,
+            None if last else stop.is_set,
             self._threads,
-            pump.LOW_WATER if last else pump.BURST_BYTES,
         )
         self._came += done.moved
         if done.rejected is not None:
@@ -278,10 +286,6 @@ class NativeBody:
             if self._came - self._judged < rate * self._waited:
                 self.cut(BodyEnd.STALLED)
             self._waited, self._judged = 0.0, self._came
-
-
-def _never() -> bool:
-    return False
 
 
 if TYPE_CHECKING:

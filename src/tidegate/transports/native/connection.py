@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 import socket
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, cast
@@ -35,6 +36,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _EMPTY_LINES: Final = b"\r\n"
+_LONE_LF: Final = re.compile(rb"(?<!\r)\n")
 
 
 class _State(enum.Enum):
@@ -221,9 +223,9 @@ class Connection(asyncio.Protocol):
             if not self._seen and self._task is not None:
                 self._expect(self.limits.head_timeout)
             # It would wait for an end that does not come.
-            fresh = buffer[max(0, self._seen - 1) :]
-            if fresh.count(b"\n") != fresh.count(b"\r\n"):
+            if _LONE_LF.search(buffer, self._seen):
                 self._reject(Rejected(400, "a line feed without a carriage return"))
+                return
             self._seen = len(buffer)
             return
         try:
@@ -349,7 +351,7 @@ class Connection(asyncio.Protocol):
         """Whether the connection is any good after this request."""
         if not frame.keep_alive or self._stopping or self._half_closed:
             return False
-        if body.over or body.in_hand():
+        if body.look_through():
             return True
         # A client that waits for `100 Continue` may send the body, or leave it out: what follows it
         # could not be told from it.
@@ -361,16 +363,13 @@ class Connection(asyncio.Protocol):
         if self._state is not _State.BUSY:
             return False
         if keep and not body.over:
-            if not body.in_hand():
-                self._due = 0.0
-                timer = self._loop.call_later(self.limits.linger, body.cut, BodyEnd.STALLED)
-                try:
-                    keep = await body.skip()
-                finally:
-                    timer.cancel()
-            else:
+            timer = self._loop.call_later(self.limits.linger, body.cut, BodyEnd.STALLED)
+            try:
                 keep = await body.skip()
-        if keep:
+            finally:
+                timer.cancel()
+        # It may have been asked to stop since it was decided to keep it.
+        if keep and not self._stopping:
             self._buffer = body.framer.rest + self._buffer
             return True
         if body.over and not self._buffer:

@@ -48,7 +48,9 @@ def framing(head: Head) -> Framing:
             codings += [coding.strip(b" \t").lower() for coding in value.split(b",")]
         elif name == b"expect":
             expects = value.strip(b" \t").lower() == b"100-continue"
-    if head.version not in ("1.1", "1.0"):
+    if head.version == "0.9":
+        raise Rejected(400, "not a valid request: no version")
+    if head.version not in {"1.1", "1.0"}:
         raise Rejected(505, "this server speaks HTTP/1.1")
     # "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
     # that lacks a Host header field and to any request message that contains more than one Host

@@ -6,6 +6,7 @@ framed is decided by `framing`, and its chunks are read by `chunked`.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import httptools
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from tidegate.protocol.dialects.http import Header
 
 END: Final = b"\r\n\r\n"
+_REQUEST_LINE: Final = re.compile(
+    rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/[0-9]\.[0-9]\r\n"
+)
 
 
 class Rejected(Exception):
@@ -42,11 +46,17 @@ class Head(msgspec.Struct, frozen=True):
 class _Events:
     """What httptools calls."""
 
-    __slots__ = ("headers", "target")
+    __slots__ = ("headers", "keep_alive", "parser", "target")
 
     def __init__(self) -> None:
         self.target = b""
         self.headers: list[Header] = []
+        self.keep_alive = False
+        self.parser = httptools.HttpRequestParser(self)
+        # These two are judged by `framing`, which tells 400 from 501.
+        self.parser.set_dangerous_leniencies(
+            lenient_transfer_encoding=True, lenient_chunked_length=True
+        )
 
     def on_url(self, url: bytes) -> None:
         self.target += url
@@ -54,28 +64,36 @@ class _Events:
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
 
+    def on_headers_complete(self) -> None:
+        # Once the message is complete, as it is here without a body, it has forgotten.
+        self.keep_alive = self.parser.should_keep_alive()
+
 
 def parse(raw: bytes) -> Head:
     """A head from what came up to and with the empty line that ends it. Raises Rejected."""
     events = _Events()
-    parser = httptools.HttpRequestParser(events)
-    # These two are judged by `framing`, which tells 400 from 501.
-    parser.set_dangerous_leniencies(lenient_transfer_encoding=True, lenient_chunked_length=True)
+    parser = events.parser
     try:
         parser.feed_data(raw)
     except httptools.HttpParserUpgrade:
         # "A server MAY ignore a received Upgrade header field" (RFC 9110, 7.8): its body is a body.
         pass
     except httptools.HttpParserInvalidMethodError:
-        raise Rejected(501, "this server knows no such method") from None
+        if _REQUEST_LINE.match(raw):
+            raise Rejected(501, "this server knows no such method") from None
+        raise Rejected(400, "not a valid request: no method, target and version") from None
     except httptools.HttpParserError as error:
         raise Rejected(400, f"not a valid request: {str(error).lower()}") from None
+    method = parser.get_method()
+    # httptools also takes several spaces, or none of what belongs there.
+    if not raw.startswith(b"%b %b HTTP/" % (method, events.target)):
+        raise Rejected(400, "not a valid request: no method, target and version")
     return Head(
-        parser.get_method().decode("ascii"),
+        method.decode("ascii"),
         events.target.decode("latin-1"),
         parser.get_http_version(),
         events.headers,
-        parser.should_keep_alive(),
+        events.keep_alive,
     )
 
 

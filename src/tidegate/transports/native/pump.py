@@ -11,9 +11,12 @@ connection meanwhile, the number can't come to mean another client's socket.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
+import sys
+import termios
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -61,13 +64,12 @@ def burst(
     first: Sequence[bytes],
     framer: Framer,
     store: Store,
-    stopped: Callable[[], bool],
+    stopped: Callable[[], bool] | None,
     threads: Threads,
-    most: int = BURST_BYTES,
 ) -> Burst:
-    """Store `first`, then up to about `most` bytes that can be read from `fd` (-1: none).
+    """Store `first`, then what can be read from `fd` (-1: nothing), which is closed at the end.
 
-    `fd` is closed at the end.
+    Until `stopped`; with None only what is there already.
 
     Blocking. Raises what `store` raises.
     """
@@ -77,7 +79,7 @@ def burst(
             if pieces := framer.feed(data):
                 store(pieces)
         if fd >= 0 and not framer.done:
-            _drain(fd, framer, store, stopped, threads.buffer(), most, done)
+            _drain(fd, framer, store, stopped, threads.buffer(), done)
     except Rejected as rejected:
         done.rejected = rejected
     finally:
@@ -90,14 +92,14 @@ def _drain(
     fd: int,
     framer: Framer,
     store: Store,
-    stopped: Callable[[], bool],
+    stopped: Callable[[], bool] | None,
     buffer: memoryview,
-    most: int,
     done: Burst,
 ) -> None:
     until = time.monotonic() + BURST_SECONDS
     size = len(buffer)
-    while not (framer.done or stopped()):
+    most = BURST_BYTES if stopped is not None else _there(fd)
+    while not (framer.done or (stopped is not None and stopped())):
         try:
             count = os.readv(fd, [buffer[: framer.want(size)]])
         except BlockingIOError:
@@ -116,6 +118,11 @@ def _drain(
         if done.moved >= most or time.monotonic() >= until:
             done.more = True
             return
+
+
+def _there(fd: int) -> int:
+    """How many bytes the kernel has."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _more_soon(fd: int) -> bool:
