@@ -64,12 +64,17 @@ class Sink(Protocol):
         The chunks belong to the sink until it returns. Whatever it raises ends the body's reading.
         """
 
+
+@runtime_checkable
+class DirectSink(Sink, Protocol):
+    """A sink that a body may also write to from a thread of its own: what fast transports are for."""
+
     async def pour(self, burst: Callable[[Store], Awaitable[None]]) -> bool:
         """Let `burst` store what it likes from a thread of its own, without the event loop.
 
         It is given what stores chunks, which it may use until it returns or raises, and raises what
         that raises. It returns from time to time, so that the sink can see to what it has stored
-        (64 MiB, a quarter of a second). False: this sink takes `write` only; nothing was done.
+        (64 MiB, a quarter of a second). False: `write` is the only way now; nothing was done.
         """
 
 
@@ -185,7 +190,7 @@ class Writer(Protocol):
 
 @runtime_checkable
 class BlockingWriter(Protocol):
-    """A writer that a thread can write to without the event loop: what fast transports are for."""
+    """A writer that a thread can write to without the event loop."""
 
     def write_blocking(self, chunks: Sequence[Buffer], digest: Digest | None = None) -> None:
         """As `Writer.write`; blocks. From any thread, one at a time, never with `write`."""

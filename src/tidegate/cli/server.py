@@ -16,6 +16,7 @@ from tidegate.cli import listen, workers
 from tidegate.cli.errors import FAILED
 from tidegate.transports import h11_protocol
 from tidegate.transports.native import native
+from tidegate.transports.native.connection import Connection as NativeConnection
 from tidegate.transports.native.limits import Limits
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Server(uvicorn.Server):
             log.warning("requests cut off: %d; their clients can resume", len(state.tasks))
         for connection in list(state.connections):
             # Not `close`, which would wait for a client that reads nothing.
-            if isinstance(connection, native.Connection):
+            if isinstance(connection, NativeConnection):
                 connection.abort()
             else:
                 cast("Connection", connection).transport.abort()

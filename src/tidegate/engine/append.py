@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tidegate.engine.core import Core
     from tidegate.engine.sessions import Session
-    from tidegate.ports import Body, Buffer, Digest, Store, Writer
+    from tidegate.ports import Body, Buffer, Digest, DirectSink, Store, Writer
     from tidegate.protocol.commands import Checksum, Payload
     from tidegate.protocol.model import Segment, Upload
 
@@ -145,7 +145,7 @@ class _Receiver:
             await self._checkpoint(writer)
 
     async def pour(self, burst: Callable[[Store], Awaitable[None]]) -> bool:
-        """Let a thread store; see Sink."""
+        """Let a thread store; see DirectSink."""
         if self._room == 0:
             # Complete, perhaps: there is nothing to open, and nothing should come.
             return False
@@ -355,3 +355,7 @@ def _digest_of(running: Digest, expected: Checksum) -> bytes:
     if isinstance(running, _AllDigests):
         return running.running[expected.algorithm].digest()
     return running.digest()
+
+
+if TYPE_CHECKING:
+    _: type[DirectSink] = _Receiver

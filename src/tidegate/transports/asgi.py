@@ -18,8 +18,8 @@ from tidegate.ports import DataError, Durability, MetadataError
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.dialects.http import Request
 from tidegate.protocol.errors import Code, Refusal
-from tidegate.transports.body import PATIENT, AsgiBody, Patience
 from tidegate.transports import access
+from tidegate.transports.body import PATIENT, AsgiBody, Patience
 from tidegate.transports.service import Answer, Service, log
 from tidegate.transports.slots import Slots
 

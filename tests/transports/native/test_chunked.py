@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,12 @@ from tidegate.transports.native.parser import Rejected
 def decode(*pieces: bytes) -> tuple[bytes, Chunked]:
     framer = Chunked()
     return b"".join(bytes(view) for piece in pieces for view in framer.feed(piece)), framer
+
+
+def feed_in_steps(wire: bytes, step: int) -> None:
+    framer = Chunked()
+    for at in range(0, len(wire), step):
+        framer.feed(wire[at : at + step])
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=5), st.data())
@@ -31,12 +39,8 @@ def test_chunks_in_any_pieces(chunks: list[bytes], data: st.DataObject) -> None:
 
 @given(st.binary(max_size=60), st.integers(1, 9))
 def test_garbage_is_rejected_or_waited_with(garbage: bytes, step: int) -> None:
-    framer = Chunked()
-    try:
-        for at in range(0, len(garbage), step):
-            framer.feed(garbage[at : at + step])
-    except Rejected as rejected:
-        assert rejected.status == 400
+    with suppress(Rejected):
+        feed_in_steps(garbage, step)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +72,8 @@ def test_garbage_is_rejected_or_waited_with(garbage: bytes, step: int) -> None:
 )
 def test_what_is_no_chunk(wire: bytes) -> None:
     for step in (1, 7, len(wire)):
-        framer = Chunked()
         with pytest.raises(Rejected):
-            for at in range(0, len(wire), step):
-                framer.feed(wire[at : at + step])
+            feed_in_steps(wire, step)
 
 
 def test_zeros_before_a_size() -> None:

@@ -189,7 +189,7 @@ async def test_a_refusal_arrives_while_the_client_still_sends(dial: Dial) -> Non
         tasks.start_soon(send)
         answer = await wire.head()
         tasks.cancel_scope.cancel()
-    assert answer.startswith(b"HTTP/1.1 413 ") or answer.startswith(b"HTTP/1.1 409 ")
+    assert answer.startswith(b"HTTP/1.1 409 ")
     assert b"\r\nconnection: close" in answer
 
 
@@ -197,9 +197,12 @@ async def test_the_client_that_never_stops_sending_is_cut(dial: Dial) -> None:
     wire: Wire = await dial(Limits(linger=30, linger_bytes=MIB))
     path = await create(wire, 10)
     await wire.send(patch(path, 5, f"Content-Length: {1 << 40}"))
-    with anyio.fail_after(10), pytest.raises(anyio.BrokenResourceError):
-        while True:
-            await wire.send(b"x" * 65536)
+    with anyio.fail_after(10):
+        try:
+            while True:
+                await wire.send(b"x" * 65536)
+        except anyio.BrokenResourceError:
+            pass
 
 
 async def test_a_store_without_a_disk(dial: Dial) -> None:

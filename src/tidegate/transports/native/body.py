@@ -6,11 +6,11 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Final
 
-from tidegate.ports import BodyEnd
+from tidegate.ports import BodyEnd, DirectSink
 from tidegate.protocol.dialects import tus1
+from tidegate.transports.body import RATE_WINDOW
 from tidegate.transports.native import pump
 from tidegate.transports.native.chunked import Counted
-from tidegate.transports.body import RATE_WINDOW
 from tidegate.transports.native.parser import Rejected
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from tidegate.ports import Body, Sink, Store
+    from tidegate.ports import Body, Buffer, Sink, Store
     from tidegate.protocol.commands import Checksum
     from tidegate.transports.native.chunked import Framer
     from tidegate.transports.native.connection import Connection
@@ -173,13 +173,13 @@ class NativeBody:
 
     async def _hand_over(self, sink: Sink, stop: anyio.Event) -> None:
         """Give the sink what is here, and what a thread can read."""
-        if self._pumps:
+        if self._pumps and isinstance(sink, DirectSink):
             first = self._take()
             if await sink.pour(functools.partial(self._burst, first, stop)):
                 return
-            self._pumps = self._pumping = False
             self._gathered[:0] = first
             self._size += sum(map(len, first))
+        self._pumps = self._pumping = False
         pieces: list[memoryview] = []
         try:
             for data in self._take():
@@ -194,7 +194,7 @@ class NativeBody:
             await sink.write(pieces)
 
     async def _burst(self, first: Sequence[bytes], stop: anyio.Event, store: Store) -> None:
-        def count(pieces: Sequence[memoryview]) -> None:
+        def count(pieces: Sequence[Buffer]) -> None:
             self.received += sum(map(len, pieces))
             store(pieces)
 

@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
         # It may have closed its half only. If it is gone, sending will tell.
         return self.descriptor is not None
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """See asyncio.Protocol."""
         self._state = _State.CLOSED
         self.descriptor = None

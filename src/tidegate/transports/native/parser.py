@@ -7,13 +7,12 @@ framed is decided by `framing`, and its chunks are read by `chunked`.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httptools
 import msgspec
 
-if TYPE_CHECKING:
-    from tidegate.protocol.dialects.http import Header
+from tidegate.protocol.dialects.http import Header
 
 END: Final = b"\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(

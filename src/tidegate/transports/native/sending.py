@@ -32,7 +32,8 @@ async def send(connection: Connection, head: bytes, answer: Answer) -> int:
     The head says how much will come: to break off is the only way to say that this is not all.
     """
     upload = answer.upload
-    assert upload is not None
+    if upload is None:
+        raise AssertionError
     connection.transport.write(head)
     try:
         file = await connection.open_file(upload, max(piece.stop for piece in answer.pieces))

@@ -86,9 +86,8 @@ class Threads:
                 result = function(*args)
             except BaseException as raised:  # noqa: BLE001 - goes to whoever waits
                 error = raised
-            assert self._loop is not None
             try:
-                self._loop.call_soon_threadsafe(self._settle, future, result, error)
+                future.get_loop().call_soon_threadsafe(self._settle, future, result, error)
             except RuntimeError:
                 # The loop is gone, and with it whoever waited.
                 return
