@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, Unpack
 
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CancelScope
 
 from tidegate.ports import Buffer, BytesMissingError, DataError, Digest, Flushed, Stored
 from tidegate.protocol.capabilities import Capability
@@ -28,6 +28,7 @@ from tidegate.protocol.model import Upload
 from tidegate.stores import disk, naming
 from tidegate.stores.disk import Descriptor, translated
 from tidegate.stores.tree import Tree
+from tidegate.threads import Threads
 
 if TYPE_CHECKING:
     from tidegate.ports import BlockingWriter, DataStore, FileStore, Writer
@@ -45,7 +46,7 @@ BATCH: Final = 256
 THREADS: Final = 16
 """Writing to the page cache is a copy, so more threads than cores gain nothing until the disk
 holds its writers up; then the others wait for a thread, and their clients are not read. Our own,
-since anyio's 40 are shared with all else in the process."""
+since anyio's are shared with all else in the process, and slow."""
 SYNC_THREADS: Final = 4
 """A sync may take seconds, so these are apart and never take the writers' threads; more of them at
 a time gain little on one disk."""
@@ -77,34 +78,37 @@ class LocalStore:
         self.boot_id = ""
         self._tree = Tree(root, naming.Template(name))
         self._limits = threads, sync_threads
-        self._limiter: CapacityLimiter | None = None
-        self._sync_limiter: CapacityLimiter | None = None
+        self._threads: Threads | None = None
+        self._sync_threads: Threads | None = None
 
     async def open(self) -> None:
         """Make the folders and see that locks work there; clean nothing. Raises DataError."""
         threads, sync_threads = self._limits
-        self._limiter = CapacityLimiter(threads)
-        self._sync_limiter = CapacityLimiter(sync_threads)
+        self._threads = Threads(threads, "tidegate-data")
+        self._sync_threads = Threads(sync_threads, "tidegate-sync")
         await self.run(self._tree.open)
         self.boot_id = await self.run(_boot_id)
 
     async def close(self) -> None:
-        """Nothing is held between calls but what writers and readers hold themselves."""
+        """End the threads. Writers and readers hold what they need themselves."""
+        for threads in (self._threads, self._sync_threads):
+            if threads is not None:
+                threads.close()
 
     async def run(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Call a blocking function in one of the store's threads.
 
         Cancelled while it waits for a thread, it was not called; later, it is waited for.
         """
-        if self._limiter is None:
+        if self._threads is None:
             raise DataError("the data store is not open")
-        return await to_thread.run_sync(function, *args, limiter=self._limiter)
+        return await self._threads.run(function, *args)
 
     async def run_sync(self, function: Callable[[], T]) -> T:
         """The same in a thread for syncs."""
-        if self._sync_limiter is None:
+        if self._sync_threads is None:
             raise DataError("the data store is not open")
-        return await to_thread.run_sync(function, limiter=self._sync_limiter)
+        return await self._sync_threads.run(function)
 
     async def let_go(self, file: Descriptor) -> None:
         """Close a file, also when cancelled.

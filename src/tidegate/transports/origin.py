@@ -44,8 +44,10 @@ class Proxies:
         """Whether a peer's word is taken. One without an address came over a unix socket."""
         if self._anyone:
             return True
+        if not self._networks:
+            return False
         if peer is None:
-            return bool(self._networks)
+            return True
         try:
             address = ipaddress.ip_address(peer)
         except ValueError:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Final
 
-from tidegate.ports import BodyEnd, DirectSink
+from tidegate.ports import BodyEnd
 from tidegate.protocol.dialects import tus1
 from tidegate.transports.body import RATE_WINDOW
 from tidegate.transports.native import pump
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from tidegate.ports import Body, Buffer, Sink, Store
     from tidegate.protocol.commands import Checksum
+    from tidegate.threads import Threads
     from tidegate.transports.native.chunked import Framer
     from tidegate.transports.native.connection import Connection
     from tidegate.transports.native.limits import Limits
-    from tidegate.transports.native.threads import Threads
 
 BUFFER: Final = 512 * 1024
 """Bytes that the loop reads ahead while the sink is busy, where no thread can read: enough to hide
@@ -97,6 +97,11 @@ class NativeBody:
         if self._end is None:
             self._end = end
         self._wake()
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the client went away, or sends no more."""
+        return self._end is BodyEnd.DROPPED
 
     def look_through(self) -> bool:
         """Throw away what is here of it; whether that was all that was left."""
@@ -173,9 +178,10 @@ class NativeBody:
 
     async def _hand_over(self, sink: Sink, stop: anyio.Event) -> None:
         """Give the sink what is here, and what a thread can read."""
-        if self._pumps and isinstance(sink, DirectSink):
+        pour = getattr(sink, "pour", None) if self._pumps else None
+        if pour is not None:
             first = self._take()
-            if await sink.pour(functools.partial(self._burst, first, stop)):
+            if await pour(functools.partial(self._burst, first, stop)):
                 return
             self._gathered[:0] = first
             self._size += sum(map(len, first))
@@ -208,7 +214,6 @@ class NativeBody:
             self.framer,
             count,
             None if last else stop.is_set,
-            self._threads,
         )
         self._came += done.moved
         if done.rejected is not None:

@@ -368,11 +368,11 @@ class Connection(asyncio.Protocol):
                 keep = await body.skip()
             finally:
                 timer.cancel()
-        # It may have been asked to stop since it was decided to keep it.
-        if keep and not self._stopping:
+        # Either side may have come to its end since it was decided to keep it.
+        if keep and not (self._stopping or self._half_closed):
             self._buffer = body.framer.rest + self._buffer
             return True
-        if body.over and not self._buffer:
+        if (body.over and not self._buffer) or body.dropped:
             self._state = _State.LINGERING
             self._expect(self.limits.unread)
             self.transport.close()

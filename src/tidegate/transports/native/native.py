@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from tidegate.threads import Threads
 from tidegate.transports.native.connection import Connection
 from tidegate.transports.native.limits import Limits
+from tidegate.transports.native.pump import THREADS
 from tidegate.transports.native.response import Defaults
-from tidegate.transports.native.threads import Threads
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,7 +29,7 @@ class Native:
     def __init__(self, app: Tidegate, limits: Limits | None = None) -> None:
         self.app = app
         self.limits = limits or Limits(patience=app.patience)
-        self.threads = Threads()
+        self.threads = Threads(THREADS, "tidegate-pump")
         self.defaults = Defaults()
 
     def __call__(

@@ -17,6 +17,7 @@ import select
 import socket
 import sys
 import termios
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from tidegate.ports import Store
     from tidegate.transports.native.chunked import Framer
-    from tidegate.transports.native.threads import Threads
 
 BURST_SECONDS: Final = 0.25
 """How long a thread stays with one client: what others who have none wait at most."""
@@ -41,9 +41,18 @@ FAST: Final = 1024 * 1024
 LINGER_MS: Final = 2
 """Milliseconds for which a thread waits for a fast client's next bytes: ten times what giving the
 connection back to the loop and fetching it again costs."""
+THREADS: Final = 8
+"""Copying gains nothing from more threads than cores; a disk that holds writers up does: then the
+others wait for a thread, and their clients are not read."""
+BUFFER: Final = 256 * 1024
+"""Bytes that a thread takes from a socket at a time: large enough that the system calls don't
+count, small enough for the processor's cache."""
 LOW_WATER: Final = 128 * 1024
 """Bytes for which a slow client's connection is worth waking up: with every few KiB, as they come,
 1,000 slow clients cost five times as much."""
+
+
+_local = threading.local()
 
 
 class Burst(msgspec.Struct):
@@ -65,7 +74,6 @@ def burst(
     framer: Framer,
     store: Store,
     stopped: Callable[[], bool] | None,
-    threads: Threads,
 ) -> Burst:
     """Store `first`, then what can be read from `fd` (-1: nothing), which is closed at the end.
 
@@ -79,7 +87,7 @@ def burst(
             if pieces := framer.feed(data):
                 store(pieces)
         if fd >= 0 and not framer.done:
-            _drain(fd, framer, store, stopped, threads.buffer(), done)
+            _drain(fd, framer, store, stopped, _buffer(), done)
     except Rejected as rejected:
         done.rejected = rejected
     finally:
@@ -118,6 +126,14 @@ def _drain(
         if done.moved >= most or time.monotonic() >= until:
             done.more = True
             return
+
+
+def _buffer() -> memoryview:
+    """The calling thread's own."""
+    found: memoryview | None = getattr(_local, "buffer", None)
+    if found is None:
+        found = _local.buffer = memoryview(bytearray(BUFFER))
+    return found
 
 
 def _there(fd: int) -> int:
