@@ -194,6 +194,7 @@ class NativeBody:
                     if not isinstance(self.framer, Counted):
                         await asyncio.sleep(0)
         except Rejected as rejected:
+            pieces += rejected.before
             self._reject(rejected)
         if pieces:
             self.received += sum(map(len, pieces))

@@ -103,23 +103,30 @@ class Chunked:
         view = memoryview(data)
         found: list[memoryview] = []
         at = 0
-        while at < len(view) and not self.done:
-            if self._state is _State.DATA:
-                piece = view[at : at + self._left]
-                found.append(piece)
-                at += len(piece)
-                self._left -= len(piece)
-                if not self._left:
-                    self._state = _State.AFTER_DATA
-            elif self._state is _State.AFTER_DATA:
-                at = self._after_data(view, at)
-            elif self._state is _State.SIZE:
-                at = self._size(view, at)
-            else:
-                at = self._trailers(view, at)
+        try:
+            while at < len(view) and not self.done:
+                at = self._step(view, at, found)
+        except Rejected as rejected:
+            rejected.before = found
+            raise
         if self.done:
             self.rest += view[at:]
         return found
+
+    def _step(self, view: memoryview, at: int, found: list[memoryview]) -> int:
+        """Take in what one state can; where to go on."""
+        if self._state is _State.SIZE:
+            return self._size(view, at)
+        if self._state is _State.AFTER_DATA:
+            return self._after_data(view, at)
+        if self._state is _State.TRAILERS:
+            return self._trailers(view, at)
+        piece = view[at : at + self._left]
+        found.append(piece)
+        self._left -= len(piece)
+        if not self._left:
+            self._state = _State.AFTER_DATA
+        return at + len(piece)
 
     def _gather(self, view: memoryview, at: int, end: bytes, most: int, what: str) -> int:
         """Add to `_line` up to and with `end`; where it goes on, and `_line` is whole by then."""

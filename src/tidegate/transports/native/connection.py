@@ -334,7 +334,9 @@ class Connection(asyncio.Protocol):
             self._reject(body.rejected)
             return False
         keep = self._may_keep(frame, body)
-        sent = await self._send(request, answer, keep=keep)
+        # To a request that was cut short whatever is said could be taken for an answer to all of it.
+        cut = body.dropped and not body.over
+        sent = 0 if cut else await self._send(request, answer, keep=keep)
         if access.wanted():
             access.tell(
                 request,
@@ -349,7 +351,7 @@ class Connection(asyncio.Protocol):
 
     def _may_keep(self, frame: Framing, body: NativeBody) -> bool:
         """Whether the connection is any good after this request."""
-        if not frame.keep_alive or self._stopping or self._half_closed:
+        if not frame.keep_alive or self._stopping or self._half_closed or body.dropped:
             return False
         if body.look_through():
             return True

@@ -27,6 +27,8 @@ class Rejected(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
+        self.before: list[memoryview] = []
+        """The content of a body that came, in the same piece, before what is wrong with it."""
 
 
 class Head(msgspec.Struct, frozen=True):

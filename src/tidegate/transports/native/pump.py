@@ -90,6 +90,8 @@ def burst(
             _drain(fd, framer, store, stopped, _buffer(), done)
     except Rejected as rejected:
         done.rejected = rejected
+        if rejected.before:
+            store(rejected.before)
     finally:
         if fd >= 0:
             os.close(fd)
