@@ -114,18 +114,19 @@ class Threads:
 
     def _settle(self, job: _Job[Any]) -> None:
         # The thread may still hold the job: what it did is now the caller's alone, to drop as well.
-        result, error = job.result, job.error
+        future, result, error = job.future, job.result, job.error
         job.result = job.error = None
+        del job.future
         self._under_way -= 1
         job.ended = True
         if job.end_awaited is not None and not job.end_awaited.done():
             job.end_awaited.set_result(None)
-        if job.future.done():
+        if future.done():
             return
         if error is None:
-            job.future.set_result(result)
+            future.set_result(result)
         elif isinstance(error, StopIteration):
             # A future does not take it.
-            job.future.set_exception(RuntimeError("a blocking call raised StopIteration"))
+            future.set_exception(RuntimeError("a blocking call raised StopIteration"))
         else:
-            job.future.set_exception(error)
+            future.set_exception(error)

@@ -34,9 +34,12 @@ PATIENCE = 20.0
 HTTP = httpx.Client(timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    flags = ("--idle-timeout", "1", "--head-timeout", "1", "--disable", "expiration")
+@pytest.fixture(scope="module", params=["native", "asgi"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    flags = ["--idle-timeout", "1", "--head-timeout", "1", "--disable", "expiration"]
+    flags += ["--transport", request.param]
     with ServerProcess(tmp_path_factory.mktemp("network") / "data", *flags) as started:
         yield started
         assert "Traceback" not in started.tail(2000)

@@ -41,9 +41,9 @@ FAST: Final = 1024 * 1024
 LINGER_MS: Final = 2
 """Milliseconds for which a thread waits for a fast client's next bytes: ten times what giving the
 connection back to the loop and fetching it again costs."""
-THREADS: Final = 8
-"""Copying gains nothing from more threads than cores; a disk that holds writers up does: then the
-others wait for a thread, and their clients are not read."""
+THREADS: Final = min(8, 2 + (os.cpu_count() or 1))
+"""Copying gains nothing from more threads than cores; a disk that holds writers up does, but then
+the others' clients are simply not read for a while."""
 BUFFER: Final = 256 * 1024
 """Bytes that a thread takes from a socket at a time: large enough that the system calls don't
 count, small enough for the processor's cache."""
