@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple, cast
 
 import anyio
 
@@ -35,17 +35,30 @@ class _Job(Generic[T]):
     )
 
     def __init__(
-        self, future: asyncio.Future[T], function: Callable[..., T], arguments: tuple[Any, ...]
+        self, future: asyncio.Future[None], function: Callable[..., T], arguments: tuple[Any, ...]
     ) -> None:
         self.future = future
         self.function = function
         self.arguments = arguments
         self.claim: list[bool] = [True]
         """Whoever pops it, the thread that makes the call or who gives it up, has it."""
+        # Not in the future: the loop holds that for as long as whoever awaited it runs on.
         self.result: T | None = None
         self.error: BaseException | None = None
         self.ended = False
         self.end_awaited: asyncio.Future[None] | None = None
+
+    def outcome(self) -> T:
+        """What the call returned, which nobody else holds then. Raises what it raised."""
+        result, error = self.result, self.error
+        self.result = self.error = None
+        try:
+            if error is not None:
+                raise error
+            return cast("T", result)
+        finally:
+            # Else its traceback, this frame and the error itself would hold each other.
+            del error, result
 
     def claimed(self) -> bool:
         """Whether it is the caller's now."""
@@ -73,13 +86,14 @@ class Threads:
         """
         job = self._submit(function, arguments)
         try:
-            return await job.future
+            await job.future
         except asyncio.CancelledError:
             if not job.claimed() and not job.ended:
                 job.end_awaited = asyncio.get_running_loop().create_future()
                 with anyio.CancelScope(shield=True):
                     await job.end_awaited
             raise
+        return job.outcome()
 
     def _submit(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> _Job[T]:
         job = _Job(asyncio.get_running_loop().create_future(), function, arguments)
@@ -113,20 +127,12 @@ class Threads:
             del job
 
     def _settle(self, job: _Job[Any]) -> None:
-        # The thread may still hold the job: what it did is now the caller's alone, to drop as well.
-        future, result, error = job.future, job.result, job.error
-        job.result = job.error = None
-        del job.future
         self._under_way -= 1
         job.ended = True
         if job.end_awaited is not None and not job.end_awaited.done():
             job.end_awaited.set_result(None)
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        elif isinstance(error, StopIteration):
-            # A future does not take it.
-            future.set_exception(RuntimeError("a blocking call raised StopIteration"))
+        if job.future.done():
+            # Nobody wants it any more.
+            job.result = job.error = None
         else:
-            future.set_exception(error)
+            job.future.set_result(None)
