@@ -105,9 +105,12 @@ def open_file(path: str, flags: int) -> Descriptor:
     """Open a regular file. Raises OSError; ELOOP or EINVAL when something else is in its place."""
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
     descriptor = Descriptor(fd)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+    except OSError:
         descriptor.close()
-        raise OSError(errno.EINVAL, "not a regular file", path)
+        raise
     return descriptor
 
 
@@ -174,17 +177,18 @@ def sync_data(fd: int) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Make the names in a folder survive a loss of power. Raises SyncFailedError."""
-    try:
+    """Make the names in a folder survive a loss of power. Raises SyncFailedError, DataError."""
+    # Where it can't even be opened (no descriptors left, say) nothing was lost: it may be tried again.
+    with translated(f"open {path}"):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    try:
+        os.fsync(fd)
     except OSError as error:
         # Some network file systems can't, and need not: names are synced by the server.
         if error.errno != errno.EINVAL:
             raise SyncFailedError(f"cannot sync {path}: {error.strerror or error}") from error
+    finally:
+        os.close(fd)
 
 
 def flat(chunk: Buffer) -> memoryview:
