@@ -29,7 +29,7 @@ from tests.support.disk_states import (
     singles,
     write_out,
 )
-from tests.support.disk_trace import Make, Note, Sync
+from tests.support.disk_trace import Happening, Make, Note, Sync, Write
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from tests.faults.power import Trace
     from tests.faults.power_client import Content
 
+FRAME_HEAD: Final = 24
+"""Bytes: what SQLite writes into its log before each page."""
 SHM: Final = "/dev/shm"
 """States are written out here where it is there: it is memory."""
 
@@ -394,7 +396,8 @@ class Effort(enum.Enum):
     """How much of what could happen is tried."""
 
     SAMPLE = enum.auto()
-    """Every prefix, with all kept and with all lost; and one other way to go at each, by chance."""
+    """Every prefix (a frame of SQLite's log counts as one write), with all kept and with all lost;
+    and one other way to go at each, by chance."""
     ANSWERS = enum.auto()
     """Much, but only where a client has just been told something."""
     EVERY = enum.auto()
@@ -455,7 +458,7 @@ async def replay(
     where = SHM if os.path.isdir(SHM) and os.access(SHM, os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=where) as folder:
         recovery = Recovery(trace, folder)
-        for at, disk, expected in _points(trace, lost, answers=effort is Effort.ANSWERS):
+        for at, disk, expected in _points(trace, lost, effort):
             verdict.points += 1
             for choice in choices(trace, at, disk, kind_of, effort):
                 state = disk.after_power_loss(choice)
@@ -475,12 +478,12 @@ async def replay(
 
 
 def _points(
-    trace: Trace, lost: Callable[[Sync], bool], *, answers: bool
+    trace: Trace, lost: Callable[[Sync], bool], effort: Effort
 ) -> Iterator[tuple[int, Disk, Expected]]:
     """Every point of a trace at which the power may go: the disk, and what the clients know."""
     expected = Expected(trace.durability, trace.contents)
     disk = Disk(lost)
-    lacks = False
+    lacks, answers = False, effort is Effort.ANSWERS
     if not answers:
         yield 0, disk, expected
     for at, happening in enumerate(trace.happened, 1):
@@ -491,7 +494,11 @@ def _points(
         else:
             lacks = lacks or (isinstance(happening, Sync) and lost(happening))
             disk.apply(happening)
-            if answers:
+            if answers or (effort is Effort.SAMPLE and _begins_frame(happening)):
                 continue
         if lacks or not answers:
             yield at, disk, expected
+
+
+def _begins_frame(happening: Happening) -> bool:
+    return isinstance(happening, Write) and len(happening.data) == FRAME_HEAD

@@ -17,10 +17,10 @@ from types import FrameType
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-import anyio.to_thread
 from tests.support import sqlite_vfs
 
 import tidegate
+from tidegate.threads import Threads
 
 PACKAGE: Final = os.path.dirname(tidegate.__file__) + os.sep
 
@@ -147,6 +147,24 @@ def product_stack() -> Stack:
     return (*frames, *_asked.get())
 
 
+def _run_noting(run: Any) -> Any:
+    """`Threads.run`, whose functions know who sent them."""
+
+    async def noting(threads: Any, function: Any, *arguments: Any) -> Any:
+        stack = product_stack()
+
+        def in_thread() -> Any:
+            token = _asked.set(stack)
+            try:
+                return function(*arguments)
+            finally:
+                _asked.reset(token)
+
+        return await run(threads, in_thread)
+
+    return noting
+
+
 class Tracer:
     """Writes down what happens below `root`, from `tracing()` on, in all threads."""
 
@@ -184,12 +202,7 @@ class Tracer:
                 name
             ) in "replace truncate posix_fallocate writev sendfile symlink removexattr".split():
                 stack.enter_context(mock.patch.object(os, name, self._unknown(name)))
-            run_sync = anyio.to_thread.run_sync
-            stack.enter_context(
-                mock.patch.object(
-                    anyio.to_thread, "run_sync", functools.partial(self._run_sync, run_sync)
-                )
-            )
+            stack.enter_context(mock.patch.object(Threads, "run", _run_noting(Threads.run)))
             yield
 
     @contextmanager
@@ -200,14 +213,6 @@ class Tracer:
             yield
         finally:
             self._durable.causes = ()
-
-    @staticmethod
-    async def _run_sync(original: Any, function: Any, *args: Any, **options: Any) -> Any:
-        token = _asked.set(product_stack())
-        try:
-            return await original(function, *args, **options)
-        finally:
-            _asked.reset(token)
 
     # ------------------------------------------------------------------------------------ names
 

@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from tidegate.ports import Buffer, BytesMissingError, DataError, NoSpaceError, SyncFailedError
@@ -188,7 +188,9 @@ def sync_directory(path: str) -> None:
         if error.errno != errno.EINVAL:
             raise SyncFailedError(f"cannot sync {path}: {error.strerror or error}") from error
     finally:
-        os.close(fd)
+        # A descriptor that was only read has nothing to say when it is closed.
+        with suppress(OSError):
+            os.close(fd)
 
 
 def flat(chunk: Buffer) -> memoryview:
