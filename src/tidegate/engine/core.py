@@ -25,6 +25,7 @@ from tidegate.ports import (
     OverLimitError,
     UnknownUploadError,
 )
+from tidegate.protocol.decide import C, Case
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.model import Event, EventType, Kind, State, Upload, UploadId
 
@@ -162,6 +163,12 @@ class Core:
     def spawn(self, work: Callable[[*Args], Awaitable[None]], *args: *Args) -> None:
         """Do `work` behind the requests. Should it fail, that is logged, and nothing else stops."""
         self.background.start_soon(_guarded, work, args)
+
+    def case(self, command: C, upload: Upload | None, *, leased: bool = True) -> Case[C]:
+        """All that a decision on `command` depends on, as things stand now."""
+        return Case(
+            command=command, upload=upload, offer=self.offer, now=self.clock.now(), leased=leased
+        )
 
     async def load(self, upload_id: UploadId) -> Loaded | None:
         """The record as the rules of expiry see it.

@@ -208,19 +208,15 @@ class Engine:
         # Only a request that would be accepted but for the writer at work may interrupt it.
         found, free = _seen(loaded)
         plan = decide.append(
-            decide.Case(
-                command=command,
-                upload=found,
-                offer=core.offer,
-                now=core.clock.now(),
+            core.case(
+                command,
+                found,
                 leased=free and not (found is not None and core.doubtful(found)),
             )
         )
         async with session(core, command.id) as held:
             upload = self._unexpired(held.upload, found)
-            plan = decide.append(
-                decide.Case(command=command, upload=upload, offer=core.offer, now=core.clock.now())
-            )
+            plan = decide.append(core.case(command, upload))
             await receive(core, held, body, plan.payload, length=plan.length, room=plan.room)
             return Appended(held.upload)
 
@@ -228,9 +224,7 @@ class Engine:
         core = self._core
         loaded = await core.load(command.id)
         found, free = _seen(loaded)
-        upload = decide.inspect(
-            decide.Case(command=command, upload=found, offer=core.offer, now=core.clock.now())
-        )
+        upload = decide.inspect(core.case(command, found))
         if upload.kind is Kind.FINAL and not upload.complete:
             if loaded is not None and loaded.hold is not Hold.HELD:
                 self._assembler.wake(upload.id)
@@ -240,14 +234,7 @@ class Engine:
         if upload.complete or checking or (free and not core.doubtful(upload)):
             return Inspected(upload)
         async with session(core, command.id) as held:
-            upload = decide.inspect(
-                decide.Case(
-                    command=command,
-                    upload=self._unexpired(held.upload, found),
-                    offer=core.offer,
-                    now=core.clock.now(),
-                )
-            )
+            upload = decide.inspect(core.case(command, self._unexpired(held.upload, found)))
             return Inspected(upload)
 
     def _unexpired(self, upload: Upload, found: Upload | None) -> Upload:
@@ -259,9 +246,7 @@ class Engine:
         core = self._core
         loaded = await core.load(command.id)
         found, _ = _seen(loaded)
-        decide.terminate(
-            decide.Case(command=command, upload=found, offer=core.offer, now=core.clock.now())
-        )
+        decide.terminate(core.case(command, found))
         grant = await acquire(core, command.id, core.settings.terminate_wait)
         if grant is None:
             # Its holder is alive and does not answer. The bytes need no lock to be deleted.
@@ -271,14 +256,7 @@ class Engine:
             grant = forced
         held = Session(core, grant)
         try:
-            upload = decide.terminate(
-                decide.Case(
-                    command=command,
-                    upload=self._unexpired(held.upload, found),
-                    offer=core.offer,
-                    now=core.clock.now(),
-                )
-            )
+            upload = decide.terminate(core.case(command, self._unexpired(held.upload, found)))
             gone = advance(upload, Transition.TERMINATE, core.clock.now())
             await held.commit(
                 gone, events=core.events(EventType.TERMINATED, gone), durable=core.durable
@@ -306,11 +284,7 @@ class Engine:
     async def _download(self, command: Download) -> Result:
         core = self._core
         loaded = await core.load(command.id)
-        upload = decide.download(
-            decide.Case(
-                command=command, upload=_seen(loaded)[0], offer=core.offer, now=core.clock.now()
-            )
-        )
+        upload = decide.download(core.case(command, _seen(loaded)[0]))
         return Readable(upload)
 
     # ---------------------------------------------------------------------- behind the requests
