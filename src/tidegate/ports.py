@@ -435,6 +435,29 @@ class Delivery(msgspec.Struct, frozen=True):
     event: Event
     attempts: int
     """How many deliveries failed before this one."""
+    done: tuple[str, ...] = ()
+    """The sinks that have it already, by name."""
+
+
+class Undelivered(msgspec.Struct, frozen=True):
+    """An event that is kept for delivery, as a list for people shows it."""
+
+    delivery: Delivery
+    due_at: float | None
+    """When it is delivered next; None: it waits for an older one of its upload, or was given up."""
+    given_up: bool
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a metadata store holds."""
+
+    uploads: dict[State, int]
+    """Of each state that there are any of."""
+    pending_events: int
+    """Still to be delivered."""
+    given_up_events: int
+    oldest_event_at: float | None
+    """When the oldest of those that are still to be delivered happened."""
 
 
 class MetadataStore(Protocol):
@@ -447,6 +470,10 @@ class MetadataStore(Protocol):
     capabilities: Capability
     shared: bool
     """Whether several processes may open the same store at once."""
+    leases_expire: bool
+    """Whether a lease can be taken from a holder that lives, since it was not heard of for some
+    time: it may have been paused, or cut off. The store keeps the leases of its process from
+    expiring by itself, as long as it can."""
 
     async def open(self, boot_id: str = "") -> None:
         """Acquire what is needed, create or migrate the schema. Raises MetadataError, in words for
@@ -497,7 +524,9 @@ class MetadataStore(Protocol):
         """Return when the lease may be free, or after `timeout` seconds. May return early."""
 
     async def renew(self, lease: Lease) -> None:
-        """Keep the lease from expiring. Raises LeaseLostError, UnavailableError."""
+        """See that the lease is held still, and will be for some seconds: what can't be fenced by a
+        commit may be done then. Raises LeaseLostError, UnavailableError.
+        """
 
     async def commit(self, lease: Lease, change: Change) -> Upload:
         """Carry out `change`, fenced by `lease`; return the record as it stands now.
@@ -546,8 +575,26 @@ class MetadataStore(Protocol):
     async def acknowledge(self, sequence: int) -> None:
         """The event was delivered: forget it."""
 
-    async def postpone(self, sequence: int, due_at: float | None) -> None:
-        """Delivery failed: try again at `due_at`; None: give it up (kept, never claimed again)."""
+    async def postpone(
+        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
+    ) -> None:
+        """Delivery failed: try again at `due_at`; None: give it up (kept, not claimed again).
+
+        `done` are the sinks that have it, in all attempts.
+        """
+
+    def events(self) -> AsyncIterator[Undelivered]:
+        """All events that are kept, by sequence. What changes meanwhile may be missed."""
+
+    async def replay(self, sequence: int) -> bool:
+        """Have an event that was given up delivered after all, as if it had never been tried.
+
+        What its upload had to tell since, and was not delivered yet, waits for it. False when no
+        such event was given up.
+        """
+
+    async def counts(self) -> Counts:
+        """How much there is, now or a moment ago."""
 
 
 EventSink: TypeAlias = Callable[[Delivery], Awaitable[None]]

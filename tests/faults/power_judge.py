@@ -33,7 +33,7 @@ from tests.support.disk_trace import Happening, Make, Note, Sync, Write
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
-from tidegate.metadata import sqlite_rows
+from tidegate.metadata import sqlite_events
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Delivery, Durability, Sink
 from tidegate.protocol.commands import Append, Checksum, Inspect, Payload
@@ -239,7 +239,7 @@ class Recovery:
 
     async def _until_told(self, now: float) -> None:
         def due(db: sqlite3.Connection) -> bool:
-            return sqlite_rows.any_due(db, now)
+            return sqlite_events.any_due(db, now)
 
         with anyio.fail_after(PATIENCE):
             while await self._metadata._in_thread(due):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tidegate.ports import (
         Buffer,
         Change,
+        Counts,
         DataStore,
         Delivery,
         Digest,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         MetadataStore,
         Room,
         Stored,
+        Undelivered,
         Writer,
     )
     from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
@@ -239,6 +241,7 @@ class FaultyMetadata:
         self.faults = Faults()
         self.capabilities = inner.capabilities
         self.shared = inner.shared
+        self.leases_expire = inner.leases_expire
         self.leases: dict[int, Lease] = {}
         self.turn_is_free = True
 
@@ -343,8 +346,21 @@ class FaultyMetadata:
     async def acknowledge(self, sequence: int) -> None:
         await self.faults.around("acknowledge", lambda: self.inner.acknowledge(sequence))
 
-    async def postpone(self, sequence: int, due_at: float | None) -> None:
-        await self.faults.around("postpone", lambda: self.inner.postpone(sequence, due_at))
+    async def postpone(
+        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
+    ) -> None:
+        await self.faults.around(
+            "postpone", lambda: self.inner.postpone(sequence, due_at, done=done)
+        )
+
+    def events(self) -> AsyncIterator[Undelivered]:
+        return self.inner.events()
+
+    async def replay(self, sequence: int) -> bool:
+        return await self.faults.around("replay", lambda: self.inner.replay(sequence))
+
+    async def counts(self) -> Counts:
+        return await self.faults.around("counts", self.inner.counts)
 
 
 if TYPE_CHECKING:

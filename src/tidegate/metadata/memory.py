@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import anyio
 from msgspec.structs import replace
 
 from tidegate.ports import (
+    Counts,
     Delivery,
     Grant,
     Held,
@@ -19,6 +21,7 @@ from tidegate.ports import (
     OverLimitError,
     PartUnavailableError,
     PinnedError,
+    Undelivered,
     UnknownUploadError,
     UploadExistsError,
 )
@@ -57,14 +60,18 @@ class _Record:
 class _Told:
     """An event that was not delivered yet."""
 
-    __slots__ = ("attempts", "due_at", "event", "sequence")
+    __slots__ = ("attempts", "done", "due_at", "event", "sequence")
 
     def __init__(self, sequence: int, event: Event) -> None:
         self.sequence = sequence
         self.event = event
         self.attempts = 0
+        self.done: tuple[str, ...] = ()
         self.due_at: float | None = 0.0
         """None: given up. While it is claimed: when the claim ends."""
+
+    def delivery(self) -> Delivery:
+        return Delivery(self.sequence, self.event, self.attempts, self.done)
 
 
 class MemoryMetadataStore:
@@ -72,6 +79,7 @@ class MemoryMetadataStore:
 
     capabilities = Capability.EXPIRY | Capability.PENDING
     shared = False
+    leases_expire = False
 
     def __init__(self) -> None:
         self._records: dict[UploadId, _Record] = {}
@@ -308,19 +316,51 @@ class MemoryMetadataStore:
             seen.add(upload_id)
             if told.due_at <= now:
                 told.due_at = now + ttl
-                claimed.append(Delivery(told.sequence, told.event, told.attempts))
+                claimed.append(told.delivery())
         return claimed
 
     async def acknowledge(self, sequence: int) -> None:
         """The event was delivered: forget it."""
         self._events.pop(sequence, None)
 
-    async def postpone(self, sequence: int, due_at: float | None) -> None:
+    async def postpone(
+        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
+    ) -> None:
         """Delivery failed: try again at `due_at`; None: give it up."""
         told = self._events.get(sequence)
         if told is not None and told.due_at is not None:
             told.attempts += 1
+            told.done = tuple(done)
             told.due_at = due_at
+
+    async def events(self) -> AsyncIterator[Undelivered]:
+        """All events that are kept, by sequence."""
+        seen: set[UploadId] = set()
+        for told in list(self._events.values()):
+            upload_id = told.event.upload.id
+            given_up = told.due_at is None
+            due_at = None if upload_id in seen else told.due_at
+            if not given_up:
+                seen.add(upload_id)
+            yield Undelivered(told.delivery(), due_at, given_up)
+
+    async def replay(self, sequence: int) -> bool:
+        """Have an event that was given up delivered after all. See the port."""
+        told = self._events.get(sequence)
+        if told is None or told.due_at is not None:
+            return False
+        told.attempts, told.done, told.due_at = 0, (), 0.0
+        return True
+
+    async def counts(self) -> Counts:
+        """How much there is."""
+        pending = [told for told in self._events.values() if told.due_at is not None]
+        return Counts(
+            uploads=dict(Counter(record.upload.state for record in self._records.values())),
+            pending_events=len(pending),
+            given_up_events=len(self._events) - len(pending),
+            oldest_event_at=min((told.event.at for told in pending), default=None),
+        )
 
 
 if TYPE_CHECKING:

@@ -16,8 +16,10 @@ import anyio
 import anyio.to_thread
 from msgspec.structs import replace
 
+from tidegate.metadata import sqlite_events
 from tidegate.metadata import sqlite_rows as rows
 from tidegate.metadata import sqlite_schema as schema
+from tidegate.metadata.encoding import decode_upload, encode
 from tidegate.metadata.liveness import Liveness, Turn
 from tidegate.metadata.sqlite_leases import Leases
 from tidegate.metadata.sqlite_readers import Readers
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
-    from tidegate.ports import Change, MetadataStore, Room
+    from tidegate.ports import Change, Counts, MetadataStore, Room, Undelivered
     from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
 
 T = TypeVar("T")
@@ -66,6 +68,7 @@ class SQLiteMetadataStore:
 
     capabilities = Capability.EXPIRY | Capability.PENDING
     shared = True
+    leases_expire = False
 
     def __init__(
         self,
@@ -152,8 +155,8 @@ class SQLiteMetadataStore:
     ) -> Grant | None:
         """Write a new record, and take its lease when asked to. See the port."""
         upload = replace(upload, version=upload.version + 1)
-        record = rows.encode(upload)
-        told = [(event, rows.encode(event)) for event in events]
+        record = encode(upload)
+        told = [(event, encode(event)) for event in events]
         granting = self._leases.granting(upload.id) if lease else None
 
         def run(db: sqlite3.Connection) -> Grant | None:
@@ -181,7 +184,7 @@ class SQLiteMetadataStore:
         if row is None:
             return None
         record, holder, token = row
-        return Loaded(rows.decode_upload(record), await self._hold(holder, token))
+        return Loaded(decode_upload(record), await self._hold(holder, token))
 
     async def _hold(self, holder: str | None, token: int) -> Hold:
         if holder is None:
@@ -246,9 +249,9 @@ class SQLiteMetadataStore:
     async def commit(self, lease: Lease, change: Change) -> Upload:
         """Carry out `change`, fenced by `lease`. See the port."""
         upload = replace(change.upload, version=change.upload.version + 1)
-        record = rows.encode(upload)
-        segments = [(segment.index, rows.encode(segment)) for segment in change.segments]
-        events = [(event, rows.encode(event)) for event in change.events]
+        record = encode(upload)
+        segments = [(segment.index, encode(segment)) for segment in change.segments]
+        events = [(event, encode(event)) for event in change.events]
 
         def run(db: sqlite3.Connection) -> Upload:
             if not self._leases.holds(lease):
@@ -328,17 +331,41 @@ class SQLiteMetadataStore:
     async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
         """Take events for delivery, for `ttl` seconds. See the port."""
         # Asked every moment, mostly in vain: that must not cost a turn at writing.
-        if not await self._in_thread(lambda db: rows.any_due(db, now)):
+        if not await self._in_thread(lambda db: sqlite_events.any_due(db, now)):
             return []
-        return await self._writer.submit(Operation(lambda db: rows.claim(db, now, limit, ttl)))
+        return await self._writer.submit(
+            Operation(lambda db: sqlite_events.claim(db, now, limit, ttl))
+        )
 
     async def acknowledge(self, sequence: int) -> None:
         """The event was delivered: forget it."""
-        await self._writer.submit(Operation(lambda db: rows.acknowledge(db, sequence)))
+        await self._writer.submit(Operation(lambda db: sqlite_events.acknowledge(db, sequence)))
 
-    async def postpone(self, sequence: int, due_at: float | None) -> None:
+    async def postpone(
+        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
+    ) -> None:
         """Delivery failed: try again at `due_at`; None: give it up."""
-        await self._writer.submit(Operation(lambda db: rows.postpone(db, sequence, due_at)))
+        await self._writer.submit(
+            Operation(lambda db: sqlite_events.postpone(db, sequence, due_at, done))
+        )
+
+    async def events(self) -> AsyncIterator[Undelivered]:
+        """All events that are kept, by sequence."""
+        after = 0
+        while page := await self._in_thread(
+            functools.partial(sqlite_events.events, after=after, limit=_PAGE)
+        ):
+            for undelivered in page:
+                yield undelivered
+            after = page[-1].delivery.sequence
+
+    async def replay(self, sequence: int) -> bool:
+        """Have an event that was given up delivered after all. See the port."""
+        return await self._writer.submit(Operation(lambda db: sqlite_events.replay(db, sequence)))
+
+    async def counts(self) -> Counts:
+        """How much there is; reads an entry of an index for each upload."""
+        return await self._in_thread(sqlite_events.counts)
 
     # --------------------------------------------------------------------------------- reads
 

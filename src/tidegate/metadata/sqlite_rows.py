@@ -6,14 +6,12 @@ A function that raises one of the port's exceptions may have written before; the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
+from tidegate.metadata.encoding import decode_segment, decode_upload
+from tidegate.metadata.sqlite_events import tell
 from tidegate.ports import (
-    Delivery,
     LeaseLostError,
-    MetadataError,
     OverLimitError,
     PartUnavailableError,
     PinnedError,
@@ -24,28 +22,9 @@ from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadI
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable
 
     from tidegate.ports import Change, Lease, Room
-
-encode = msgspec.json.Encoder().encode
-_upload_decoder = msgspec.json.Decoder(Upload)
-_segment_decoder = msgspec.json.Decoder(Segment)
-_event_decoder = msgspec.json.Decoder(Event)
-T = TypeVar("T")
-
-
-def _decode(decoder: msgspec.json.Decoder[T], record: bytes) -> T:
-    try:
-        return decoder.decode(record)
-    except msgspec.MsgspecError as error:
-        raise MetadataError(f"a record that cannot be read: {error}") from error
-
-
-def decode_upload(record: bytes) -> Upload:
-    """The upload that was written down. Raises MetadataError."""
-    return _decode(_upload_decoder, record)
-
 
 ABANDONED = ""
 """The holder of a lease that was given up without a word."""
@@ -100,7 +79,7 @@ def insert(
                 db.execute(
                     "INSERT INTO final_part (part_id, final_id) VALUES (?, ?)", (part, upload.id)
                 )
-    _tell(db, upload.id, events)
+    tell(db, upload.id, events)
 
 
 def _check_room(db: sqlite3.Connection, room: Room) -> None:
@@ -224,7 +203,7 @@ def commit(
             db.execute("DELETE FROM lease WHERE token = ?", (lease.token,))
         elif held[1] != boot_id:
             db.execute("UPDATE lease SET boot_id = ? WHERE token = ?", (boot_id, lease.token))
-    _tell(db, upload.id, events)
+    tell(db, upload.id, events)
 
 
 def _forget(db: sqlite3.Connection, upload_id: UploadId) -> None:
@@ -267,7 +246,7 @@ def segments(db: sqlite3.Connection, upload_id: UploadId) -> list[Segment]:
     rows = db.execute(
         'SELECT record FROM segment WHERE upload_id = ? ORDER BY "index"', (upload_id,)
     )
-    return [_decode(_segment_decoder, record) for (record,) in rows]
+    return [decode_segment(record) for (record,) in rows]
 
 
 def uploads_after(
@@ -339,74 +318,6 @@ def pending_finals(db: sqlite3.Connection, part: UploadId | None) -> list[Upload
             "SELECT final_id FROM final_part WHERE part_id = ? ORDER BY final_id", (part,)
         )
     return [final for (final,) in rows]
-
-
-# ----------------------------------------------------------------------------------------- events
-
-
-def _tell(
-    db: sqlite3.Connection, upload_id: UploadId, events: Iterable[tuple[Event, bytes]]
-) -> None:
-    for event, record in events:
-        db.execute(
-            "INSERT INTO event (upload_id, type, at, record, due_at) VALUES (?1, ?2, ?3, ?4,"
-            " CASE WHEN EXISTS (SELECT 1 FROM event WHERE upload_id = ?1 AND given_up = 0)"
-            " THEN NULL ELSE 0 END)",
-            (upload_id, event.type.value, event.at, record),
-        )
-
-
-def any_due(db: sqlite3.Connection, now: float) -> bool:
-    """Whether there is an event to claim."""
-    row = db.execute("SELECT 1 FROM event WHERE due_at <= ? LIMIT 1", (now,)).fetchone()
-    return row is not None
-
-
-def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Delivery]:
-    """Take events that are due."""
-    rows: Sequence[Any] = db.execute(
-        "SELECT sequence, record, attempts FROM event WHERE due_at <= ?"
-        " ORDER BY due_at, sequence LIMIT ?",
-        (now, limit),
-    ).fetchall()
-    for sequence, _, _ in rows:
-        db.execute("UPDATE event SET due_at = ? WHERE sequence = ?", (now + ttl, sequence))
-    return [
-        Delivery(sequence, _decode(_event_decoder, record), attempts)
-        for sequence, record, attempts in rows
-    ]
-
-
-def acknowledge(db: sqlite3.Connection, sequence: int) -> None:
-    """Forget an event, and let the next of its upload come forward."""
-    for upload_id in _upload_of(db, sequence):
-        db.execute("DELETE FROM event WHERE sequence = ?", (sequence,))
-        _bring_forward(db, upload_id)
-
-
-def postpone(db: sqlite3.Connection, sequence: int, due_at: float | None) -> None:
-    """Note a failed delivery; None: give the event up."""
-    for upload_id in _upload_of(db, sequence):
-        db.execute(
-            "UPDATE event SET attempts = attempts + 1, due_at = ?, given_up = ? WHERE sequence = ?",
-            (due_at, due_at is None, sequence),
-        )
-        _bring_forward(db, upload_id)
-
-
-def _upload_of(db: sqlite3.Connection, sequence: int) -> Iterator[UploadId]:
-    rows = db.execute(
-        "SELECT upload_id FROM event WHERE sequence = ? AND given_up = 0", (sequence,)
-    )
-    yield from [upload_id for (upload_id,) in rows]
-
-
-def _bring_forward(db: sqlite3.Connection, upload_id: UploadId) -> None:
-    db.execute(
-        "UPDATE event SET due_at = 0 WHERE due_at IS NULL AND sequence ="
-        " (SELECT min(sequence) FROM event WHERE upload_id = ? AND given_up = 0)",
-        (upload_id,),
-    )
 
 
 # ------------------------------------------------------------------------------------------ turns

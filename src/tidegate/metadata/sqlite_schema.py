@@ -111,6 +111,10 @@ MIGRATIONS: tuple[Migration, ...] = (
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    (
+        # The names of the sinks that have it, with spaces between.
+        "ALTER TABLE event ADD COLUMN done TEXT NOT NULL DEFAULT ''",
+    ),
 )
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
+from msgspec.structs import replace
 
 from tidegate.ports import Change
-from tidegate.protocol.model import EventType
+from tidegate.protocol.model import EventType, State
 from tidegate.testing.metadata.support import NOW, event, hold, opened, upload
 
 if TYPE_CHECKING:
@@ -151,8 +152,91 @@ async def claims_once_among_two(make: MakeStore) -> None:
         assert await _claim(there) == []
 
 
+async def remembers_who_has_it(make: MakeStore) -> None:
+    """The sinks that have an event are given back with it, and forgotten when it is replayed."""
+    async with opened(make) as store:
+        record = upload()
+        await store.insert(record, events=[event(record)])
+        (first,) = await _claim(store)
+        assert first.done == ()
+        await store.postpone(first.sequence, NOW + 1, done=["mail", "queue-2"])
+        (again,) = await _claim(store, NOW + 1)
+        assert (again.attempts, again.done) == (1, ("mail", "queue-2"))
+        await store.postpone(first.sequence, None, done=["mail"])
+        assert await store.replay(first.sequence)
+        (replayed,) = await _claim(store)
+        assert (replayed.attempts, replayed.done) == (0, ())
+
+
+async def replays_in_order(make: MakeStore) -> None:
+    """A replayed event is delivered before what its upload had to tell since."""
+    async with opened(make) as store:
+        record = upload()
+        await store.insert(record, events=[event(record)])
+        await _tell(store, record, EventType.COMPLETED, EventType.TERMINATED)
+        (first,) = await _claim(store)
+        await store.postpone(first.sequence, None)
+        assert await store.replay(first.sequence)
+        assert not await store.replay(first.sequence)
+        assert not await store.replay(first.sequence + 100)
+        for kind in (EventType.CREATED, EventType.COMPLETED, EventType.TERMINATED):
+            (next_,) = await _claim(store)
+            assert next_.event.type is kind
+            assert not await store.replay(next_.sequence)
+            await store.acknowledge(next_.sequence)
+
+
+async def lists_events(make: MakeStore) -> None:
+    """All that are kept are listed by sequence, with how things stand."""
+    async with opened(make) as store:
+        one, two = upload(), upload()
+        await store.insert(one, events=[event(one)])
+        await _tell(store, one, EventType.COMPLETED)
+        await store.insert(two, events=[event(two)])
+        (first, third) = await _claim(store)
+        await store.postpone(first.sequence, None)
+        await store.postpone(third.sequence, NOW + 5)
+        found = [u async for u in store.events()]
+        assert [u.delivery.event for u in found] == [
+            event(one),
+            event(one, EventType.COMPLETED),
+            event(two),
+        ]
+        assert [u.given_up for u in found] == [True, False, False]
+        assert found[0].due_at is None
+        assert found[1].due_at is not None
+        assert found[1].due_at <= NOW
+        assert found[2].due_at == NOW + 5
+        assert [u.delivery.attempts for u in found] == [1, 0, 1]
+
+
+async def counts(make: MakeStore) -> None:
+    """Uploads are counted by state, and events that are pending or were given up."""
+    async with opened(make) as store:
+        found = await store.counts()
+        assert (found.uploads, found.pending_events, found.given_up_events) == ({}, 0, 0)
+        assert found.oldest_event_at is None
+        one, two, done, gone = upload(), upload(), upload(), upload()
+        for record in (one, two, done, gone):
+            await store.insert(record, events=[event(record)])
+        for record, state in ((done, State.COMPLETE), (gone, State.TERMINATED)):
+            grant = await hold(store, record.id)
+            ended = replace(grant.upload, state=state, ended_at=NOW)
+            await store.commit(grant.lease, Change(upload=ended, release=True))
+        (first,) = await _claim(store, limit=1)
+        await store.postpone(first.sequence, None)
+        found = await store.counts()
+        assert found.uploads == {State.RECEIVING: 2, State.COMPLETE: 1, State.TERMINATED: 1}
+        assert (found.pending_events, found.given_up_events) == (3, 1)
+        assert found.oldest_event_at == event(one).at
+
+
 CHECKS: list[Check] = [
     delivers_in_order,
+    remembers_who_has_it,
+    replays_in_order,
+    lists_events,
+    counts,
     claims_no_more_than_asked,
     claims_run_out,
     postpones,
