@@ -42,16 +42,23 @@ class _Kind(NamedTuple):
 
     target: str
     example: str
-    locate: Callable[[str], Path | None]
-    """What follows the scheme, checked. Raises StoreURLError, whose message goes after the URL."""
-    build: Callable[[Any, Path | None, Options], Any]
+    locate: Callable[[str], Path | str | None]
+    """What the store is built on, from what follows the scheme: a path on this machine, an address,
+    or nothing. Raises StoreURLError, whose message goes after the URL."""
+    build: Callable[[Any, Any, Options], Any]
+    """Calls the class with what `locate` returned."""
     lasting: bool = True
     """Whether what it holds outlives the process."""
 
 
 class _Found(NamedTuple):
     kind: _Kind
-    path: Path | None
+    place: Path | str | None
+
+    @property
+    def path(self) -> Path | None:
+        """Where it is on this machine, if it is."""
+        return self.place if isinstance(self.place, Path) else None
 
 
 def _path(rest: str) -> Path:
@@ -205,4 +212,4 @@ def _find(url: str, kinds: Mapping[str, _Kind], plain: str, place: str) -> _Foun
 def _build(found: _Found, options: Options | None = None) -> Any:
     module, _, name = found.kind.target.partition(":")
     store = getattr(import_module(module), name)
-    return found.kind.build(store, found.path, options or Options())
+    return found.kind.build(store, found.place, options or Options())
