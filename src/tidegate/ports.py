@@ -175,6 +175,11 @@ class Writer(Protocol):
         DataError.
         """
 
+    async def progress(self) -> Flushed:
+        """What is stored by now so that it survives this process's death, without waiting for more
+        than is there: in between, so that little is lost.
+        """
+
     async def flush(self) -> Flushed:
         """What is stored so that it survives this process's death: all that was written before."""
 
@@ -201,9 +206,33 @@ class Flushed(msgspec.Struct, frozen=True):
 
     offset: int
     segments: tuple[Segment, ...] = ()
-    """Pieces that were stored since the last flush."""
+    """Pieces that are new, or take another's place, since the last that were told of. The caller
+    commits them with the offset, or the upload comes to nothing."""
     storage: dict[str, Any] | None = None
     """The record's new `storage`, when it changed."""
+
+
+class Fence(Protocol):
+    """The lease under which a data store works, as far as the store has to do with it.
+
+    To be called by the task that called the store, before that call returns; and, by a writer's
+    methods, as long as it is open.
+    """
+
+    async def hold(self) -> None:
+        """See that nobody else has the upload by now: before what they may have added is cut off.
+
+        Raises LeaseLostError, UnavailableError.
+        """
+
+    async def reserve(self, storage: dict[str, Any]) -> None:
+        """Make `storage` the record's, before something is stored that only it tells of.
+
+        Raises LeaseLostError, UnavailableError, NoRoomError.
+        """
+
+    async def segments(self) -> list[Segment]:
+        """The upload's pieces that were committed, by index. Raises UnavailableError."""
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -240,6 +269,18 @@ class FileStore(Protocol):
         """
 
 
+@runtime_checkable
+class PieceStore(Protocol):
+    """A data store that keeps an upload in pieces, of which some may be left over."""
+
+    def speaks_of(self, upload: Upload, segments: Sequence[Segment], stored: Stored) -> bool:
+        """Whether a record, with its segments, speaks of something that `stored` found.
+
+        Where it does not, it was left behind by a writer that died or lost its lease. Pure. The
+        caller holds the lease, and the record is not gone.
+        """
+
+
 class DataStore(Protocol):
     """Holds bytes and nothing else.
 
@@ -266,25 +307,30 @@ class DataStore(Protocol):
     def place(self, upload: Upload) -> dict[str, Any]:
         """The `storage` of a new upload. Pure and quick; the same upload gives the same."""
 
-    async def writer(self, upload: Upload) -> Writer:
+    async def writer(self, upload: Upload, fence: Fence) -> Writer:
         """Open the upload's bytes for appending at exactly `upload.offset`.
 
-        Bytes past it are cut off first (the caller has recovered what counts). Raises
-        BytesBusyError, BytesMissingError when fewer bytes are there, NoSpaceError, DataError.
+        Bytes past it are cut off first (the caller has recovered what counts), once `fence` held
+        while nobody else could write. Raises BytesBusyError, BytesMissingError when fewer bytes are
+        there, NoSpaceError, DataError, and what `fence` raises.
         """
 
     async def measure(self, upload: Upload) -> int:
         """How many bytes, in order and without a gap, are truly there. 0 when there are none."""
 
-    async def truncate(self, upload: Upload, offset: int) -> None:
-        """Cut off all bytes past `offset`; fine when there are none. Raises BytesBusyError."""
+    async def truncate(self, upload: Upload, offset: int, fence: Fence) -> None:
+        """Cut off all bytes past `offset`; fine when there are none. `fence` as for `writer`.
 
-    async def finish(self, upload: Upload, *, durable: bool) -> dict[str, Any]:
+        Raises BytesBusyError, DataError, and what `fence` raises.
+        """
+
+    async def finish(self, upload: Upload, fence: Fence, *, durable: bool) -> dict[str, Any]:
         """Make a whole upload (offset = length) ready to be read; return its `storage`.
 
-        With `durable` its bytes, and its name, survive a loss of power when this returns. Doing it
-        again after a crash, with the old record, gives the same. Raises BytesMissingError when it
-        is not whole, SyncFailedError, DataError.
+        Its segments, if it has any, were committed. With `durable` its bytes, and its name, survive
+        a loss of power when this returns. Doing it again after a crash, with the old record, gives
+        the same. Raises BytesMissingError when it is not whole, SyncFailedError, DataError, and
+        what `fence` raises.
         """
 
     def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:

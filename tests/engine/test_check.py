@@ -17,6 +17,7 @@ from tidegate.ports import (
     UnknownUploadError,
 )
 from tidegate.protocol.model import Kind, Upload, UploadId
+from tidegate.testing.datastore import ALONE
 
 pytestmark = pytest.mark.anyio
 
@@ -126,7 +127,9 @@ async def test_bytes_without_a_record_are_told(
 ) -> None:
     async with Stage().open() as s:
         await s.create(10, b"abc")
-        writer = await s.bytes.writer(Upload(id=UploadId("orphan"), created_at=0, active_at=0))
+        writer = await s.bytes.writer(
+            Upload(id=UploadId("orphan"), created_at=0, active_at=0), ALONE
+        )
         await writer.write([b"abc"])
         await writer.close()
         real = s.bytes.stored

@@ -16,6 +16,7 @@ from tidegate.ports import DataError, Delivery, Hold, Stored, UnavailableError
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.errors import Code
 from tidegate.protocol.model import EventType, Kind, State, Upload, UploadId
+from tidegate.testing.datastore import ALONE
 
 pytestmark = pytest.mark.anyio
 
@@ -326,7 +327,7 @@ async def _pin(s: Stage, part: UploadId) -> None:
 
 async def _orphan(s: Stage) -> Stored:
     writer = await s.bytes.writer(
-        Upload(id=UploadId("orphan"), created_at=0, active_at=s.clock.now())
+        Upload(id=UploadId("orphan"), created_at=0, active_at=s.clock.now()), ALONE
     )
     await writer.write([b"abc"])
     await writer.close()

@@ -33,7 +33,7 @@ from tidegate.protocol.model import Upload, UploadId
 from tidegate.stores.local import LocalStore
 
 if TYPE_CHECKING:
-    from tidegate.ports import DataStore, Writer
+    from tidegate.ports import DataStore, Fence, Writer
 
 Part = tuple[int, int]
 """A number of a part, and how many of its bytes count."""
@@ -58,16 +58,16 @@ class FencedStore:
     def place(self, upload: Upload) -> dict[str, Any]:
         return {"parts": []}
 
-    async def writer(self, upload: Upload) -> Writer:
+    async def writer(self, upload: Upload, fence: Fence) -> Writer:
         return FencedWriter(self, _cut(upload, upload.offset), upload.offset)
 
     async def measure(self, upload: Upload) -> int:
         return sum(size for _, size in upload.storage["parts"])
 
-    async def truncate(self, upload: Upload, offset: int) -> None:
+    async def truncate(self, upload: Upload, offset: int, fence: Fence) -> None:
         """The next writer leaves them out."""
 
-    async def finish(self, upload: Upload, *, durable: bool) -> dict[str, Any]:
+    async def finish(self, upload: Upload, fence: Fence, *, durable: bool) -> dict[str, Any]:
         if not upload.whole or await self.measure(upload) < upload.offset:
             raise BytesMissingError(f"upload {upload.id} is not whole")
         return {"parts": _cut(upload, upload.offset)}
@@ -126,6 +126,8 @@ class FencedWriter:
     async def flush(self) -> Flushed:
         parts = [*self._before, (self._at, len(self._part))]
         return Flushed(self.offset, storage={"parts": parts})
+
+    progress = flush
 
     async def sync(self) -> int:
         return self.offset
@@ -193,10 +195,10 @@ class Dozing(LocalStore):
         self.asleep = anyio.Event()
         self.wake = anyio.Event()
 
-    async def writer(self, upload: Upload) -> Writer:
+    async def writer(self, upload: Upload, fence: Fence) -> Writer:
         self.asleep.set()
         await self.wake.wait()
-        return await super().writer(upload)
+        return await super().writer(upload, fence)
 
 
 if TYPE_CHECKING:

@@ -205,10 +205,6 @@ async def test_a_store_that_loses_leases(
     assert {Code.LOCKED, Code.OFFSET_MISMATCH} <= race.refused <= TRUE_REFUSALS
 
 
-@pytest.mark.xfail(
-    reason="Waits for a fence in DataStore.writer, truncate and finish: the lease is looked at just"
-    " before the bytes are locked and cut off, and not in between"
-)
 async def test_who_lost_its_lease_before_it_opened_the_bytes(tmp_path: Path) -> None:
     """It cuts nothing off that another one added meanwhile, and that was acknowledged."""
     records, folder = tmp_path / "records.db", tmp_path / "data"

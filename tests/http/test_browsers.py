@@ -152,7 +152,7 @@ class Broken(MemoryStore):
 
     error: type[Exception] = RuntimeError
 
-    async def writer(self, upload: Any) -> Any:
+    async def writer(self, upload: Any, fence: Any) -> Any:
         raise self.error(SECRET)
 
     async def read(self, upload: Any, start: int, stop: int) -> AsyncIterator[bytes]:

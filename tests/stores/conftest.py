@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from tidegate.ports import DataStore
 from tidegate.protocol.model import Upload, UploadId
 from tidegate.stores.local import LocalStore
+from tidegate.testing.datastore import ALONE
 
 MakeUpload = Callable[..., Upload]
 
@@ -28,7 +29,7 @@ def make_upload(
 
 async def append(store: DataStore, upload: Upload, *chunks: bytes) -> Upload:
     """One session of writing; the record afterwards."""
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     try:
         await writer.write(chunks)
         return replace(upload, offset=writer.offset)

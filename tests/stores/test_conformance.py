@@ -11,7 +11,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from tidegate.ports import Buffer, DataStore, Digest, Stored, Writer
+from tidegate.ports import Buffer, DataStore, Digest, Fence, Stored, Writer
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.model import Upload
 from tidegate.stores.local import LocalStore
@@ -75,14 +75,14 @@ class Careless(MemoryStore):
         super().__init__()
         self.fault = fault
 
-    async def writer(self, upload: Upload) -> Writer:
+    async def writer(self, upload: Upload, fence: Fence) -> Writer:
         stored = self._uploads.get(upload.id)
         if self.fault == "appends at the end" and stored is not None:
             upload = replace(upload, offset=len(stored.data))
         if self.fault == "makes up for missing bytes":
             stored = self._uploads.setdefault(upload.id, _Bytes())
             stored.data += bytes(max(0, upload.offset - len(stored.data)))
-        writer = CarelessWriter(self, (await super().writer(upload))._stored)  # type: ignore[attr-defined]
+        writer = CarelessWriter(self, (await super().writer(upload, fence))._stored)  # type: ignore[attr-defined]
         writer._stored.writer = writer
         return writer
 
@@ -90,14 +90,14 @@ class Careless(MemoryStore):
         size = await super().measure(upload)
         return max(0, size - 1) if self.fault == "forgets the last byte" else size
 
-    async def truncate(self, upload: Upload, offset: int) -> None:
+    async def truncate(self, upload: Upload, offset: int, fence: Fence) -> None:
         if self.fault != "does not truncate":
-            await super().truncate(upload, offset)
+            await super().truncate(upload, offset, fence)
 
-    async def finish(self, upload: Upload, *, durable: bool) -> dict[str, Any]:
+    async def finish(self, upload: Upload, fence: Fence, *, durable: bool) -> dict[str, Any]:
         if self.fault == "finishes what is not whole":
             return dict(upload.storage)
-        return await super().finish(upload, durable=durable)
+        return await super().finish(upload, fence, durable=durable)
 
     async def delete(self, upload: Upload) -> None:
         if self.fault != "does not delete":

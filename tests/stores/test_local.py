@@ -29,6 +29,7 @@ from tidegate.ports import (
 from tidegate.protocol.model import State, UploadId
 from tidegate.stores import disk, local
 from tidegate.stores.local import LocalStore, LocalWriter
+from tidegate.testing.datastore import ALONE
 
 from .conftest import append, make_upload, read_all
 
@@ -178,7 +179,7 @@ async def test_where_the_files_are(root: Path) -> None:
     upload = make_upload(store, metadata="filename Li4vYS50eHQ=")  # ../a.txt
     upload = await append(store, upload, b"1234567890")
     assert files(root) == [upload.storage["incoming"]]
-    await store.finish(upload, durable=False)
+    await store.finish(upload, ALONE, durable=False)
     assert files(root) == ["finished/2001-09/one-a.txt"]
     assert stat.S_IMODE((root / files(root)[0]).stat().st_mode) & 0o037 == 0
 
@@ -210,10 +211,10 @@ async def test_a_tampered_record_does_not_escape(
     upload = replace(upload, storage={**upload.storage, "incoming": path})
     whole = replace(upload, offset=10)
     for attempt in (
-        lambda: store.writer(upload),
+        lambda: store.writer(upload, ALONE),
         lambda: store.measure(upload),
-        lambda: store.truncate(upload, 0),
-        lambda: store.finish(whole, durable=False),
+        lambda: store.truncate(upload, 0, ALONE),
+        lambda: store.finish(whole, ALONE, durable=False),
         lambda: store.delete(upload),
         lambda: read_all(store, upload),
     ):
@@ -244,11 +245,11 @@ async def test_symbolic_links_and_special_files_are_not_followed(
         path.parent.mkdir(exist_ok=True)
         path.symlink_to(outside)
         for attempt in (
-            lambda: store.writer(upload),
+            lambda: store.writer(upload, ALONE),
             lambda: store.measure(upload),
-            lambda: store.truncate(upload, 0),
+            lambda: store.truncate(upload, 0, ALONE),
             lambda: read_all(store, whole),
-            lambda: store.finish(whole, durable=True),
+            lambda: store.finish(whole, ALONE, durable=True),
         ):
             with pytest.raises(DataError):
                 await attempt()
@@ -257,7 +258,7 @@ async def test_symbolic_links_and_special_files_are_not_followed(
         assert not path.is_symlink()
         os.mkfifo(path)
         with pytest.raises(DataError, match="not a regular file"):
-            await store.writer(upload)
+            await store.writer(upload, ALONE)
         with pytest.raises(DataError, match="not a regular file"):
             await store.measure(upload)
         path.unlink()
@@ -272,7 +273,7 @@ async def test_a_full_disk_keeps_what_fitted(
 ) -> None:
     """The disk has room for 7 bytes; there is room again later."""
     upload = make_upload(store)
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     original, room = os.pwritev, 7
 
     def pwritev(fd: int, buffers: list[Any], offset: int) -> int:
@@ -291,7 +292,7 @@ async def test_a_full_disk_keeps_what_fitted(
     await writer.write([b"890"])
     await writer.close()
     upload = replace(upload, offset=10)
-    await store.finish(upload, durable=True)
+    await store.finish(upload, ALONE, durable=True)
     assert await read_all(store, upload) == b"1234567890"
 
 
@@ -299,7 +300,7 @@ async def test_a_full_disk_keeps_what_fitted(
 async def test_a_quota_is_no_space_either(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    writer = await store.writer(make_upload(store))
+    writer = await store.writer(make_upload(store), ALONE)
     monkeypatch.setattr(os, "pwritev", fails(number))
     with pytest.raises(NoSpaceError):
         await writer.write([b"123"])
@@ -319,14 +320,14 @@ async def test_no_room_for_the_file_itself(
 
     monkeypatch.setattr(os, "open", full)
     with pytest.raises(NoSpaceError):
-        await store.writer(make_upload(store))
+        await store.writer(make_upload(store), ALONE)
 
 
 @pytest.mark.parametrize("result", ["error", "nothing"])
 async def test_a_failed_write_is_told(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, result: str
 ) -> None:
-    writer = await store.writer(make_upload(store))
+    writer = await store.writer(make_upload(store), ALONE)
     monkeypatch.setattr(os, "pwritev", fails(errno.EIO) if result == "error" else lambda *_: 0)
     with pytest.raises(DataError, match="cannot write") as failure:
         await writer.write([b"123"])
@@ -357,7 +358,7 @@ async def test_short_writes_are_carried_on(
         at += size
     upload = await append(store, upload, *chunks)
     assert upload.offset == len(data) == at
-    await store.finish(upload, durable=False)
+    await store.finish(upload, ALONE, durable=False)
     assert await read_all(store, upload) == data
 
 
@@ -366,19 +367,19 @@ async def test_buffers_of_other_shapes(store: LocalStore) -> None:
 
     numbers = array.array("I", [1, 2, 3])
     upload = make_upload(store, length=12)
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     await writer.write([memoryview(numbers)])
     assert writer.offset == 12
     await writer.close()
     upload = replace(upload, offset=12)
-    await store.finish(upload, durable=False)
+    await store.finish(upload, ALONE, durable=False)
     assert await read_all(store, upload) == numbers.tobytes()
 
 
 async def test_writing_from_a_thread_of_ones_own(store: LocalStore) -> None:
     """What a transport that pumps in its own threads does."""
     upload = make_upload(store, length=300)
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     assert isinstance(writer, LocalWriter)
 
     def pump() -> None:
@@ -397,7 +398,7 @@ async def test_writing_from_a_thread_of_ones_own(store: LocalStore) -> None:
 async def test_a_complete_upload_is_not_written(store: LocalStore) -> None:
     upload = replace(make_upload(store), state=State.COMPLETE)
     with pytest.raises(DataError, match="is complete"):
-        await store.writer(upload)
+        await store.writer(upload, ALONE)
 
 
 # ------------------------------------------------------------------------------------ syncing
@@ -408,7 +409,7 @@ async def test_the_first_sync_makes_the_name_last_too(
 ) -> None:
     upload = make_upload(store)
     incoming = root / upload.storage["incoming"]
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     await writer.write([b"12345"])
     with traced(monkeypatch, "fdatasync", "fsync") as calls:
         assert await writer.sync() == 5
@@ -423,7 +424,7 @@ async def test_the_first_sync_makes_the_name_last_too(
     assert calls == [("fdatasync", str(incoming))]
     await writer.close()
     # In a later session, too, the name is known to last.
-    writer = await store.writer(replace(upload, offset=10, synced_offset=10))
+    writer = await store.writer(replace(upload, offset=10, synced_offset=10), ALONE)
     with traced(monkeypatch, "fdatasync", "fsync") as calls:
         assert await writer.sync() == 10
     assert calls == [("fdatasync", str(incoming))]
@@ -434,7 +435,7 @@ async def test_a_sync_covers_what_was_written_before_it(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes that come in while the disk is at work are not said to be synced."""
-    writer = await store.writer(make_upload(store, length=100))
+    writer = await store.writer(make_upload(store, length=100), ALONE)
     await writer.write([b"x" * 40])
     original, at_work, go_on = os.fdatasync, threading.Event(), threading.Event()
 
@@ -465,13 +466,13 @@ async def test_a_failed_sync_is_never_taken_back(
 ) -> None:
     """Not by another sync, nor by finish, in this session or the next, until it goes back."""
     upload = make_upload(store)
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     await writer.write([b"12345"])
     assert await writer.sync() == 5 or call == "fsync"
     if call == "fsync":  # only the first sync of a file syncs names
         await writer.close()
         await store.delete(upload)
-        writer = await store.writer(upload)
+        writer = await store.writer(upload, ALONE)
         await writer.write([b"12345"])
     await writer.write([b"67890"])
     with monkeypatch.context() as patch:
@@ -484,14 +485,14 @@ async def test_a_failed_sync_is_never_taken_back(
     sure = 0 if call == "fsync" else 5
     whole = replace(upload, offset=10, synced_offset=sure)
     with pytest.raises(SyncFailedError, match="an earlier sync"):
-        await store.finish(whole, durable=True)
-    writer = await store.writer(whole)
+        await store.finish(whole, ALONE, durable=True)
+    writer = await store.writer(whole, ALONE)
     with pytest.raises(SyncFailedError, match="an earlier sync"):
         await writer.sync()
     await writer.close()
-    await store.truncate(whole, sure)
+    await store.truncate(whole, sure, ALONE)
     again = await append(store, replace(whole, offset=sure), b"1234567890"[sure:])
-    await store.finish(again, durable=True)
+    await store.finish(again, ALONE, durable=True)
     assert await read_all(store, again) == b"1234567890"
 
 
@@ -503,11 +504,11 @@ async def test_a_failed_sync_at_the_end_is_never_taken_back(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fails(errno.EIO))
         with pytest.raises(SyncFailedError, match="Input/output error"):
-            await store.finish(upload, durable=True)
+            await store.finish(upload, ALONE, durable=True)
     with pytest.raises(SyncFailedError, match="an earlier sync"):
-        await store.finish(upload, durable=True)
+        await store.finish(upload, ALONE, durable=True)
     again = await append(store, replace(upload, offset=0), b"1234567890")
-    await store.finish(again, durable=True)
+    await store.finish(again, ALONE, durable=True)
     assert await read_all(store, again) == b"1234567890"
 
 
@@ -517,7 +518,7 @@ async def test_folders_that_cannot_be_synced(
     """Some network file systems refuse it, and need not be asked."""
     monkeypatch.setattr(os, "fsync", fails(errno.EINVAL))
     upload = await append(store, make_upload(store), b"1234567890")
-    await store.finish(upload, durable=True)
+    await store.finish(upload, ALONE, durable=True)
 
 
 async def test_only_so_many_folders_are_remembered(
@@ -526,7 +527,7 @@ async def test_only_so_many_folders_are_remembered(
     monkeypatch.setattr("tidegate.stores.tree.MANY_FOLDERS", 2)
     for number in range(6):
         upload = await append(store, make_upload(store, f"upload-{number}"), b"1234567890")
-        await store.finish(upload, durable=True)
+        await store.finish(upload, ALONE, durable=True)
     assert len(store._tree._synced_folders) == 2
 
 
@@ -542,7 +543,7 @@ async def test_finishing_syncs_before_and_after_each_step(
     upload = await append(store, make_upload(store), b"1234567890")
     incoming, finished = (root / upload.storage[key] for key in ("incoming", "finished"))
     with traced(monkeypatch, "fdatasync", "fsync", "link", "unlink", "rename") as calls:
-        await store.finish(upload, durable=True)
+        await store.finish(upload, ALONE, durable=True)
     assert calls == [
         ("fdatasync", str(incoming)),
         ("link", str(incoming)),
@@ -551,14 +552,14 @@ async def test_finishing_syncs_before_and_after_each_step(
         ("unlink", str(incoming)),
     ]
     with traced(monkeypatch, "fdatasync", "fsync", "link", "unlink", "rename") as calls:
-        await store.finish(upload, durable=True)
+        await store.finish(upload, ALONE, durable=True)
     assert [name for name, _ in calls if name in {"fdatasync", "fsync"}] == ["fdatasync", "fsync"]
 
 
 async def test_finishing_without_syncs(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = await append(store, make_upload(store), b"1234567890")
     with traced(monkeypatch, "fdatasync", "fsync") as calls:
-        await store.finish(upload, durable=False)
+        await store.finish(upload, ALONE, durable=False)
     assert calls == []
 
 
@@ -568,10 +569,10 @@ async def test_another_file_is_never_replaced(store: LocalStore, root: Path) -> 
     finished.parent.mkdir()
     finished.write_bytes(b"another's")
     with pytest.raises(DataError, match="another file is in its place"):
-        await store.finish(upload, durable=True)
+        await store.finish(upload, ALONE, durable=True)
     assert finished.read_bytes() == b"another's"
     finished.unlink()
-    await store.finish(upload, durable=True)
+    await store.finish(upload, ALONE, durable=True)
     assert finished.read_bytes() == b"1234567890"
 
 
@@ -584,10 +585,10 @@ async def test_a_file_system_without_links(
     finished.parent.mkdir()
     finished.write_bytes(b"another's")
     with pytest.raises(DataError, match="another file is in its place"):
-        await store.finish(upload, durable=True)
+        await store.finish(upload, ALONE, durable=True)
     finished.unlink()
     for _ in range(2):
-        await store.finish(upload, durable=True)
+        await store.finish(upload, ALONE, durable=True)
     assert files(root) == [upload.storage["finished"]]
 
 
@@ -602,16 +603,16 @@ async def test_a_crash_between_the_two_steps_of_a_move(
         with monkeypatch.context() as patch:
             patch.setattr(os, "unlink", fails(errno.EIO))
             with pytest.raises(DataError):
-                await store.finish(upload, durable=True)
+                await store.finish(upload, ALONE, durable=True)
         assert incoming.samefile(finished)
 
     await half_finish()
     assert await store.measure(upload) == 10
-    await store.finish(upload, durable=True)
+    await store.finish(upload, ALONE, durable=True)
     assert files(root) == [upload.storage["finished"]]
     assert await read_all(store, upload) == b"1234567890"
 
-    await store.writer(upload)  # moved back, and dropped
+    await store.writer(upload, ALONE)  # moved back, and dropped
     assert files(root) == [upload.storage["incoming"]]
     await half_finish()
     again = await append(store, replace(upload, offset=4), b"xxx")
@@ -627,21 +628,21 @@ async def test_bytes_past_the_length_are_cut_off(store: LocalStore, root: Path) 
     """They were never acknowledged: a session that ran past the length and was killed."""
     upload = await append(store, make_upload(store), b"1234567890-more")
     upload = replace(upload, offset=10)
-    await store.finish(upload, durable=True)
+    await store.finish(upload, ALONE, durable=True)
     assert (root / upload.storage["finished"]).read_bytes() == b"1234567890"
 
 
 async def test_finishing_under_ones_own_writer(store: LocalStore) -> None:
     """The lease's holder may still have it open; nobody else may."""
     upload = make_upload(store)
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     await writer.write([b"1234567890"])
     upload = replace(upload, offset=10)
     other = LocalStore(store.root)
     await other.open()
     with pytest.raises(BytesBusyError):
-        await other.finish(upload, durable=False)
-    await store.finish(upload, durable=False)
+        await other.finish(upload, ALONE, durable=False)
+    await store.finish(upload, ALONE, durable=False)
     await writer.close()
     assert await read_all(other, upload) == b"1234567890"
 
@@ -658,7 +659,7 @@ async def test_deleted_while_it_is_finished(
 
     monkeypatch.setattr(os, "link", link)
     with pytest.raises(BytesMissingError, match="deleted meanwhile"):
-        await store.finish(upload, durable=True)
+        await store.finish(upload, ALONE, durable=True)
     assert files(root) == []
 
 
@@ -674,18 +675,18 @@ async def test_copying_where_the_kernel_can_not(
     """It says so in many ways; 0 bytes is one; None: it can."""
     data = os.urandom(200_000)
     part = await append(store, make_upload(store, "part", len(data)), data)
-    await store.finish(part, durable=False)
+    await store.finish(part, ALONE, durable=False)
     if number is not None:
         monkeypatch.setattr(os, "copy_file_range", fails(number) if number else lambda *_: 0)
     monkeypatch.setattr(disk, "COPY_CHUNK", 30_000)
     monkeypatch.setattr(local, "COPY_STEP", 70_000)
     final = make_upload(store, "final", 199_990)
-    writer = await store.writer(final)
+    writer = await store.writer(final, ALONE)
     await writer.copy(part, 10, len(data))
     assert writer.offset == 199_990
     await writer.close()
     final = replace(final, offset=199_990)
-    await store.finish(final, durable=False)
+    await store.finish(final, ALONE, durable=False)
     assert await read_all(store, final) == data[10:]
 
 
@@ -696,8 +697,8 @@ async def test_a_failed_copy_is_told(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int, error: type[DataError]
 ) -> None:
     part = await append(store, make_upload(store, "part"), b"1234567890")
-    await store.finish(part, durable=False)
-    writer = await store.writer(make_upload(store, "final"))
+    await store.finish(part, ALONE, durable=False)
+    writer = await store.writer(make_upload(store, "final"), ALONE)
     monkeypatch.setattr(os, "copy_file_range", fails(number))
     with pytest.raises(error, match="cannot copy"):
         await writer.copy(part, 0, 10)
@@ -709,7 +710,7 @@ async def test_a_part_that_shrinks_while_it_is_copied(
     store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = await append(store, make_upload(store, "part"), b"1234567890")
-    await store.finish(part, durable=False)
+    await store.finish(part, ALONE, durable=False)
     monkeypatch.setattr(local, "COPY_STEP", 4)
     original = os.copy_file_range
 
@@ -718,7 +719,7 @@ async def test_a_part_that_shrinks_while_it_is_copied(
         return original(*args)
 
     monkeypatch.setattr(os, "copy_file_range", copy)
-    writer = await store.writer(make_upload(store, "final"))
+    writer = await store.writer(make_upload(store, "final"), ALONE)
     with pytest.raises(BytesMissingError, match="ends at 6"):
         await writer.copy(part, 0, 10)
     assert writer.offset == 6
@@ -731,7 +732,7 @@ async def test_a_part_that_shrinks_while_it_is_copied(
 async def test_a_file_that_shrinks_while_it_is_read(store: LocalStore, root: Path) -> None:
     data = b"x" * (local.READ_CHUNK * 2)
     upload = await append(store, make_upload(store, length=len(data)), data)
-    await store.finish(upload, durable=False)
+    await store.finish(upload, ALONE, durable=False)
     reading = store.read(upload, 0, len(data))
     assert len(await anext(reading)) == local.READ_CHUNK
     os.truncate(root / upload.storage["finished"], local.READ_CHUNK)
@@ -742,7 +743,7 @@ async def test_a_file_that_shrinks_while_it_is_read(store: LocalStore, root: Pat
 async def test_deleting_does_not_cut_a_reader_short(store: LocalStore) -> None:
     data = os.urandom(local.READ_CHUNK * 2 + 1)
     upload = await append(store, make_upload(store, length=len(data)), data)
-    await store.finish(upload, durable=False)
+    await store.finish(upload, ALONE, durable=False)
     chunks = []
     async for chunk in store.read(upload, 0, len(data)):
         await store.delete(upload)
@@ -756,12 +757,12 @@ async def test_a_sweep_names_only_what_is_certain(root: Path) -> None:
     await old.open()
     name = "filename Yi50eHQ="  # b.txt
     before = await append(old, make_upload(old, "before", metadata=name), b"1234567890")
-    await old.finish(before, durable=False)
+    await old.finish(before, ALONE, durable=False)
     # Under the new template alone, that file would be the upload "b.txt"'s.
     store = LocalStore(root, name="{filename}/{id}")
     await store.open()
     after = await append(store, make_upload(store, "after", metadata=name), b"1234567890")
-    await store.finish(after, durable=False)
+    await store.finish(after, ALONE, durable=False)
     plain = await append(store, make_upload(store, "plain"), b"123")
     (root / "finished" / "note.txt").write_text("an operator's")
     (root / "incoming" / "x y").write_text("not a name of ours")
@@ -785,7 +786,7 @@ async def test_a_signature_tells_where_a_name_does_not(
     ids = ["a-b", "plain", "x" * 500]
     for name in ids:
         upload = await append(store, make_upload(store, name, metadata="filename YS1i"), b"1" * 10)
-        await store.finish(upload, durable=False)
+        await store.finish(upload, ALONE, durable=False)
     found = {stored.upload_id async for stored in store.stored()}
     assert found == (set(ids) if signed else set())
 
@@ -811,7 +812,7 @@ async def test_own_folders_go_with_their_upload(root: Path) -> None:
     one = await append(store, make_upload(store, "one"), b"1234567890")
     two = await append(store, make_upload(store, "two"), b"1234567890")
     for upload in (one, two):
-        await store.finish(upload, durable=True)
+        await store.finish(upload, ALONE, durable=True)
     (root / "finished/2001/two/note.txt").write_text("an operator's")
     await store.delete(one)
     await store.delete(two)
@@ -835,11 +836,11 @@ async def test_no_error_of_the_system_gets_out(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     upload = await append(store, make_upload(store), b"1234567890")
-    await store.finish(upload, durable=False)
+    await store.finish(upload, ALONE, durable=False)
     attempts: dict[str, Callable[[], Any]] = {
         "stat": lambda: store.measure(upload),
         "unlink": lambda: store.delete(upload),
-        "ftruncate": lambda: store.truncate(upload, 5),
+        "ftruncate": lambda: store.truncate(upload, 5, ALONE),
         "pread": lambda: read_all(store, upload),
         "statvfs": store.free_space,
     }
@@ -876,9 +877,9 @@ async def test_another_process_is_not_overtaken(store: LocalStore, root: Path) -
     with holder:
         try:
             for attempt in (
-                lambda: store.writer(upload),
-                lambda: store.truncate(upload, 0),
-                lambda: store.finish(replace(upload, length=5), durable=True),
+                lambda: store.writer(upload, ALONE),
+                lambda: store.truncate(upload, 0, ALONE),
+                lambda: store.finish(replace(upload, length=5), ALONE, durable=True),
             ):
                 with pytest.raises(BytesBusyError):
                     await attempt()
@@ -921,7 +922,7 @@ async def test_a_file_that_never_holds_still(
     monkeypatch.setattr(disk, "same_file", lambda *_: False)
     before = open_descriptors()
     with pytest.raises(DataError, match="does not hold still"):
-        await store.writer(make_upload(store))
+        await store.writer(make_upload(store), ALONE)
     assert open_descriptors() == before
 
 
@@ -938,10 +939,10 @@ async def test_a_file_that_is_opened_for_nobody_is_closed(
 
     whole = await append(store, make_upload(store), b"1234567890")
     if what != "writer":
-        await store.finish(whole, durable=False)
-    final = await store.writer(make_upload(store, "final"))
+        await store.finish(whole, ALONE, durable=False)
+    final = await store.writer(make_upload(store, "final"), ALONE)
     attempts: dict[str, Callable[[], Any]] = {
-        "writer": lambda: store.writer(whole),
+        "writer": lambda: store.writer(whole, ALONE),
         "read": lambda: read_all(store, whole),
         "copy": lambda: final.copy(whole, 0, 10),
     }
@@ -990,7 +991,7 @@ async def test_a_file_is_closed_after_its_last_write(
     import asyncio
 
     upload = make_upload(store, length=20)
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     original, writing, go_on = os.pwritev, threading.Event(), threading.Event()
 
     def pwritev(fd: int, *args: Any) -> int:
@@ -1004,20 +1005,20 @@ async def test_a_file_is_closed_after_its_last_write(
     task.cancel()
     await writer.close()
     with pytest.raises(BytesBusyError):
-        await store.writer(upload)
+        await store.writer(upload, ALONE)
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     with anyio.fail_after(10):
         while True:
             try:
-                again = await store.writer(replace(upload, offset=10))
+                again = await store.writer(replace(upload, offset=10), ALONE)
                 break
             except (BytesBusyError, BytesMissingError):
                 await checkpoint()
     await again.write([b"1234567890"])
     await again.close()
-    await store.finish(replace(upload, offset=20), durable=False)
+    await store.finish(replace(upload, offset=20), ALONE, durable=False)
     assert await read_all(store, replace(upload, offset=20)) == b"1234567890" * 2
 
 
@@ -1026,17 +1027,17 @@ async def test_a_writer_is_closed_although_it_is_cancelled(store: LocalStore) ->
 
     upload = make_upload(store)
     with anyio.CancelScope() as scope:
-        writer = await store.writer(upload)
+        writer = await store.writer(upload, ALONE)
         scope.cancel()
         await writer.close()
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     task = asyncio.ensure_future(writer.close())
     await checkpoint()
     task.cancel()
     with anyio.fail_after(10):
         while True:
             try:
-                writer = await store.writer(upload)
+                writer = await store.writer(upload, ALONE)
                 break
             except BytesBusyError:
                 await checkpoint()
@@ -1048,7 +1049,7 @@ async def test_a_write_waits_its_turn_and_can_be_cancelled_there(root: Path) -> 
     """With one thread that is busy, a write that is cancelled has written nothing."""
     store = LocalStore(root, threads=1)
     await store.open()
-    writer = await store.writer(make_upload(store))
+    writer = await store.writer(make_upload(store), ALONE)
     busy, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -1075,8 +1076,8 @@ async def test_errors_close_what_they_opened(store: LocalStore, root: Path) -> N
     before = open_descriptors()
     failures = []
     for attempt in (
-        lambda: store.writer(replace(upload, offset=6)),
-        lambda: store.finish(replace(upload, offset=10), durable=True),
+        lambda: store.writer(replace(upload, offset=6), ALONE),
+        lambda: store.finish(replace(upload, offset=10), ALONE, durable=True),
         lambda: read_all(store, upload),
     ):
         with pytest.raises(BytesMissingError) as failure:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from tidegate.ports import BytesBusyError, DataError, NoSpaceError
 from tidegate.protocol.model import State
 from tidegate.stores.memory import SMALL, MemoryStore
+from tidegate.testing.datastore import ALONE
 
 from .conftest import append, make_upload, read_all
 
@@ -20,7 +21,7 @@ async def test_the_capacity_is_that_of_all_uploads_together() -> None:
     assert store.max_size == 100
     one = await append(store, make_upload(store, "one", 60), b"x" * 60)
     two = make_upload(store, "two", 60)
-    writer = await store.writer(two)
+    writer = await store.writer(two, ALONE)
     with pytest.raises(NoSpaceError, match="all 100 bytes"):
         await writer.write([b"a" * 30, b"b" * 30])
     assert (await writer.flush()).offset == 40
@@ -30,7 +31,7 @@ async def test_the_capacity_is_that_of_all_uploads_together() -> None:
     await writer.write([b"b" * 20])
     await writer.close()
     two = replace(two, offset=60)
-    await store.finish(two, durable=True)
+    await store.finish(two, ALONE, durable=True)
     assert await read_all(store, two) == b"a" * 30 + b"b" * 30
 
 
@@ -38,11 +39,11 @@ async def test_room_is_given_back() -> None:
     """By truncating, by opening at an earlier offset, by deleting under a writer, by a sweep."""
     store = MemoryStore(capacity=100_000)
     upload = await append(store, make_upload(store, length=None), b"x" * 90_000)
-    await store.truncate(upload, 50_000)
+    await store.truncate(upload, 50_000, ALONE)
     assert await store.free_space() == 50_000
     upload = await append(store, replace(upload, offset=10_000), b"x" * 20_000)
     assert await store.free_space() == 70_000
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     await store.delete(upload)
     with pytest.raises(DataError):
         await writer.write([b"x" * (SMALL + 1)])
@@ -63,7 +64,7 @@ async def test_many_writers_share_the_capacity() -> None:
 
     async def send(number: int) -> None:
         nonlocal stored
-        writer = await store.writer(make_upload(store, f"upload-{number}", None))
+        writer = await store.writer(make_upload(store, f"upload-{number}", None), ALONE)
         try:
             while True:
                 await writer.write([b"x" * (SMALL + number)])
@@ -80,14 +81,14 @@ async def test_many_writers_share_the_capacity() -> None:
 async def test_one_writer_at_a_time() -> None:
     store = MemoryStore()
     upload = make_upload(store)
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, ALONE)
     with pytest.raises(BytesBusyError):
-        await store.writer(upload)
+        await store.writer(upload, ALONE)
     await writer.close()
-    again = await store.writer(upload)
+    again = await store.writer(upload, ALONE)
     await writer.close()  # the old one's, which must not let go of the new one's
     with pytest.raises(BytesBusyError):
-        await store.writer(upload)
+        await store.writer(upload, ALONE)
     with pytest.raises(DataError, match="closed"):
         await writer.write([b"late"])
     await again.close()
@@ -96,7 +97,7 @@ async def test_one_writer_at_a_time() -> None:
 async def test_a_complete_upload_is_not_written() -> None:
     store = MemoryStore()
     with pytest.raises(DataError, match="is complete"):
-        await store.writer(replace(make_upload(store), state=State.COMPLETE))
+        await store.writer(replace(make_upload(store), state=State.COMPLETE), ALONE)
 
 
 async def test_nothing_needs_a_sync() -> None:

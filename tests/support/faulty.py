@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         DataStore,
         Delivery,
         Digest,
+        Fence,
         Flushed,
         Grant,
         Held,
@@ -160,20 +161,20 @@ class FaultyStore:
     def place(self, upload: Upload) -> dict[str, Any]:
         return self.inner.place(upload)
 
-    async def writer(self, upload: Upload) -> Writer:
-        writer = await self.faults.around("writer", lambda: self.inner.writer(upload))
+    async def writer(self, upload: Upload, fence: Fence) -> Writer:
+        writer = await self.faults.around("writer", lambda: self.inner.writer(upload, fence))
         self.writers.append(FaultyWriter(self, writer))
         return self.writers[-1]
 
     async def measure(self, upload: Upload) -> int:
         return await self.faults.around("measure", lambda: self.inner.measure(upload))
 
-    async def truncate(self, upload: Upload, offset: int) -> None:
-        await self.faults.around("truncate", lambda: self.inner.truncate(upload, offset))
+    async def truncate(self, upload: Upload, offset: int, fence: Fence) -> None:
+        await self.faults.around("truncate", lambda: self.inner.truncate(upload, offset, fence))
 
-    async def finish(self, upload: Upload, *, durable: bool) -> dict[str, Any]:
+    async def finish(self, upload: Upload, fence: Fence, *, durable: bool) -> dict[str, Any]:
         return await self.faults.around(
-            "finish", lambda: self.inner.finish(upload, durable=durable)
+            "finish", lambda: self.inner.finish(upload, fence, durable=durable)
         )
 
     def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
@@ -223,6 +224,8 @@ class FaultyWriter:
         if storage is None and not pieces:
             return flushed
         return type(flushed)(flushed.offset, pieces, storage)
+
+    progress = flush
 
     async def sync(self) -> int:
         return await self._faults.around("sync", self.inner.sync)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tidegate.engine.core import Core
     from tidegate.engine.sessions import Session
-    from tidegate.ports import Body, Buffer, Digest, DirectSink, Store, Writer
+    from tidegate.ports import Body, Buffer, Digest, DirectSink, Flushed, Store, Writer
     from tidegate.protocol.commands import Checksum, Payload
     from tidegate.protocol.model import Segment, Upload
 
@@ -179,7 +179,7 @@ class _Receiver:
     async def _open(self) -> Writer:
         self.held.settled = False
         await self.held.hold()
-        self._writer = await self.core.data.writer(self.held.upload)
+        self._writer = await self.core.data.writer(self.held.upload, self.held)
         return self._writer
 
     def _checkpoint_due(self, offset: int) -> bool:
@@ -191,7 +191,7 @@ class _Receiver:
 
     async def _checkpoint(self, writer: Writer) -> None:
         settings = self.core.settings
-        upload = await self._progress(writer)
+        upload = await self._stored(await writer.progress(), writer)
         await self.held.commit(
             upload, settled=False, segments=self._segments, durable=self.core.acks_durable
         )
@@ -203,11 +203,14 @@ class _Receiver:
             self.core.spawn(self._sync_behind, writer, self._syncing)
 
     async def _progress(self, writer: Writer | None) -> Upload:
+        """The record with all that came."""
+        if writer is None:
+            return self.core.touched(replace(self.held.upload, length=self._length))
+        return await self._stored(await writer.flush(), writer)
+
+    async def _stored(self, flushed: Flushed, writer: Writer) -> Upload:
         """The record with what is stored by now."""
         upload = self.core.touched(replace(self.held.upload, length=self._length))
-        if writer is None:
-            return upload
-        flushed = await writer.flush()
         self._segments += flushed.segments
         if self.core.acks_durable:
             self._synced = await writer.sync()

@@ -29,8 +29,12 @@ async def complete(
     next request tries again. Raises what the stores raise.
     """
     held.settled = False
-    await held.hold()
-    storage = await core.data.finish(upload, durable=core.durable)
+    if segments:
+        # Whoever finds a store that was told to put them together must find them committed, too.
+        upload = await held.commit(upload, settled=False, segments=segments, durable=core.durable)
+    else:
+        await held.hold()
+    storage = await core.data.finish(upload, held, durable=core.durable)
     synced = upload.offset if core.durable else upload.synced_offset
     done = advance(
         replace(
@@ -47,7 +51,6 @@ async def complete(
     committed = await held.commit(
         done,
         events=core.events(EventType.COMPLETED, done),
-        segments=segments,
         release=release,
         durable=core.durable,
     )

@@ -191,7 +191,7 @@ class Assembler:
         segments: tuple[Segment, ...] = ()
         held.settled = False
         await held.hold()
-        writer = await core.data.writer(held.upload)
+        writer = await core.data.writer(held.upload, held)
         try:
             for part in parts:
                 while (at := writer.offset - start) < part.offset:
@@ -202,7 +202,7 @@ class Assembler:
                     moved = replace(
                         held.upload,
                         offset=flushed.offset,
-                        storage=flushed.storage or moved.storage,
+                        storage=flushed.storage or held.upload.storage,
                         boot_id=core.data.boot_id,
                     )
                     segments += flushed.segments

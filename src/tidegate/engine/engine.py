@@ -346,7 +346,7 @@ class Engine:
         upload = held.upload
         if upload.gone or upload.complete or upload.synced_offset == upload.offset:
             return
-        writer = await self._core.data.writer(upload)
+        writer = await self._core.data.writer(upload, held)
         try:
             synced = await writer.sync()
         except SyncFailedError:

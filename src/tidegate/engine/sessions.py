@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tidegate.engine.core import Core
+    from tidegate.ports import Fence
     from tidegate.protocol.model import Event, Segment, Upload, UploadId
 
 
@@ -75,11 +76,16 @@ class Session:
         return self.upload
 
     async def hold(self) -> None:
-        """See that the lease was not lost, before bytes are cut off or moved. Raises LeaseLostError.
-
-        Whoever has it instead may have added some, and said so.
-        """
+        """See that the lease was not lost, before bytes are cut off or moved. See ports.Fence."""
         await self._core.metadata.renew(self.lease)
+
+    async def reserve(self, storage: dict[str, Any]) -> None:
+        """Make `storage` the record's, before what only it tells of is stored. See ports.Fence."""
+        await self.commit(replace(self.upload, storage=storage), settled=False)
+
+    async def segments(self) -> list[Segment]:
+        """The pieces that were committed. See ports.Fence."""
+        return await self._core.metadata.segments(self.upload.id)
 
     async def end(self) -> None:
         """Let the lease go, if it is still held."""
@@ -173,10 +179,10 @@ async def go_back(
     held.settled = False
     await held.hold()
     if stored is None or keep < stored:
-        await core.data.truncate(upload, keep)
+        await core.data.truncate(upload, keep, held)
     synced = min(upload.synced_offset, keep)
     if core.acks_durable and synced < keep:
-        synced = await _sync(core, replace(upload, offset=keep))
+        synced = await _sync(core, held, replace(upload, offset=keep))
     recovered = replace(
         upload,
         offset=keep,
@@ -193,9 +199,13 @@ async def go_back(
     held.settled = True
 
 
-async def _sync(core: Core, upload: Upload) -> int:
-    writer = await core.data.writer(upload)
+async def _sync(core: Core, held: Session, upload: Upload) -> int:
+    writer = await core.data.writer(upload, held)
     try:
         return await writer.sync()
     finally:
         await writer.close()
+
+
+if TYPE_CHECKING:
+    _: type[Fence] = Session

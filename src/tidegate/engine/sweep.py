@@ -17,8 +17,10 @@ from tidegate.engine.sessions import Session
 from tidegate.ports import (
     DataError,
     Grant,
+    Hold,
     LeaseLostError,
     MetadataError,
+    PieceStore,
     PinnedError,
     UnknownUploadError,
 )
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from tidegate.engine.core import Core
     from tidegate.ports import Stored
+    from tidegate.protocol.model import Upload
 
 BATCH = 500
 """Uploads looked at between two looks at the metadata store."""
@@ -170,16 +173,34 @@ async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bo
     """
     if stored.whole or stored.modified_at > core.clock.now() - core.settings.orphan_age:
         return
-    try:
-        if await core.metadata.load(stored.upload_id) is not None:
-            return
+
+    async def discard() -> None:
         if not dry_run:
             await core.data.discard(stored)
+        swept.orphans.append(stored.place)
+        swept.freed += stored.size
+
+    async def discard_if_left_over(held: Session) -> None:
+        if await _is_left_over(core, held.upload, stored):
+            await discard()
+
+    try:
+        loaded = await core.metadata.load(stored.upload_id)
+        if loaded is None:
+            await discard()
+        elif loaded.hold is not Hold.HELD and await _is_left_over(core, loaded.upload, stored):
+            # Once more under its lease: it may have been on its way into the record.
+            await _hold(core, swept, stored.upload_id, discard_if_left_over)
     except (DataError, MetadataError) as error:
         swept.failed.append(f"{stored.place}: {error}")
-        return
-    swept.orphans.append(stored.place)
-    swept.freed += stored.size
+
+
+async def _is_left_over(core: Core, upload: Upload, stored: Stored) -> bool:
+    """Whether it is a piece that an upload does not need. What is gone, is deleted as a whole."""
+    if not isinstance(core.data, PieceStore) or upload.gone:
+        return False
+    segments = await core.metadata.segments(upload.id)
+    return not core.data.speaks_of(upload, segments, stored)
 
 
 async def _hold(

@@ -31,7 +31,7 @@ from tidegate.stores.tree import Tree
 from tidegate.threads import Threads
 
 if TYPE_CHECKING:
-    from tidegate.ports import BlockingWriter, DataStore, FileStore, Writer
+    from tidegate.ports import BlockingWriter, DataStore, Fence, FileStore, Writer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -125,20 +125,42 @@ class LocalStore:
         """The two paths of the upload's file, relative to the root. Pure."""
         return self._tree.place(upload)
 
-    async def writer(self, upload: Upload) -> Writer:
+    async def writer(self, upload: Upload, fence: Fence) -> Writer:
         """Open the upload's file, lock it, cut it to `upload.offset`: see the port."""
-        file = await self.run(self._tree.open_writer, upload)
+        file, as_it_should = await self.run(self._tree.open_writer, upload)
+        if not as_it_should:
+            await self._cut_back(file, upload, upload.offset, fence)
         return LocalWriter(self, self._tree, upload, file)
+
+    async def _cut_back(self, file: Descriptor, upload: Upload, offset: int, fence: Fence) -> None:
+        """Cut a locked file, if it is ours to cut; else let it go."""
+        try:
+            # While it is locked: what somebody else added before that, they have committed by now.
+            await fence.hold()
+            await self.run(self._tree.cut_back, file, upload, offset)
+        except BaseException:
+            await self.let_go(file)
+            raise
 
     async def measure(self, upload: Upload) -> int:
         """The size of the upload's file; 0 when there is none. Raises DataError."""
         return await self.run(self._tree.measure, upload)
 
-    async def truncate(self, upload: Upload, offset: int) -> None:
+    async def truncate(self, upload: Upload, offset: int, fence: Fence) -> None:
         """Cut off all bytes past `offset`. Raises BytesBusyError, DataError."""
-        await self.run(self._tree.truncate, upload, offset)
+        file = await self.run(self._tree.lock, upload)
+        if file is not None:
+            await self._cut_back(file, upload, offset, fence)
+            await self.let_go(file)
+        self._tree.went_back(upload.id, offset)
 
-    async def finish(self, upload: Upload, *, durable: bool) -> dict[str, Any]:
+    async def finish(
+        self,
+        upload: Upload,
+        fence: Fence,  # noqa: ARG002
+        *,
+        durable: bool,
+    ) -> dict[str, Any]:
         """Sync, and move to the finished name, never over another file: see the port.
 
         Also while this store's own writer has the file open. Raises BytesMissingError,
@@ -266,6 +288,8 @@ class LocalWriter:
     async def flush(self) -> Flushed:
         """All that was written: it is in the page cache, which a process's death leaves alone."""
         return Flushed(self._offset)
+
+    progress = flush
 
     async def sync(self) -> int:
         """Sync what was written before the call; see the port. Raises SyncFailedError."""

@@ -22,7 +22,7 @@ from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.model import Upload, UploadId
 
 if TYPE_CHECKING:
-    from tidegate.ports import DataStore, Writer
+    from tidegate.ports import DataStore, Fence, Writer
 
 CAPACITY: Final = 256 * 1024 * 1024
 """Half of what the smallest virtual machines have."""
@@ -72,7 +72,7 @@ class MemoryStore:
         """Nothing: the id finds the bytes."""
         return {}
 
-    async def writer(self, upload: Upload) -> Writer:
+    async def writer(self, upload: Upload, fence: Fence) -> Writer:
         """Open the upload's bytes at `upload.offset`. Raises BytesBusyError, BytesMissingError."""
         if upload.complete:
             raise DataError(f"upload {upload.id} is complete; nothing may write to it")
@@ -81,6 +81,8 @@ class MemoryStore:
             if upload.offset:
                 raise BytesMissingError(f"nothing is stored of upload {upload.id}")
             stored = self._uploads[upload.id] = _Bytes()
+        if len(stored.data) > upload.offset:
+            await fence.hold()
         self._cut(upload, stored, upload.offset)
         if len(stored.data) < upload.offset:
             raise BytesMissingError(
@@ -105,12 +107,19 @@ class MemoryStore:
         stored = self._uploads.get(upload.id)
         return len(stored.data) if stored else 0
 
-    async def truncate(self, upload: Upload, offset: int) -> None:
+    async def truncate(self, upload: Upload, offset: int, fence: Fence) -> None:
         """Cut off all bytes past `offset`. Raises BytesBusyError."""
+        await fence.hold()
         if stored := self._uploads.get(upload.id):
             self._cut(upload, stored, offset)
 
-    async def finish(self, upload: Upload, *, durable: bool) -> dict[str, Any]:  # noqa: ARG002
+    async def finish(
+        self,
+        upload: Upload,
+        fence: Fence,  # noqa: ARG002
+        *,
+        durable: bool,  # noqa: ARG002
+    ) -> dict[str, Any]:
         """See that all is there. Raises BytesMissingError."""
         size = await self.measure(upload)
         if not upload.whole or size < (upload.length or 0):
@@ -214,6 +223,8 @@ class MemoryWriter:
     async def flush(self) -> Flushed:
         """All that was written."""
         return Flushed(self.offset)
+
+    progress = flush
 
     async def sync(self) -> int:
         """Nothing survives the process, so there is nothing to do."""

@@ -88,8 +88,9 @@ class Tree:
 
     # ------------------------------------------------------------------------------------ writing
 
-    def open_writer(self, upload: Upload) -> Descriptor:
-        """Open and lock an upload's file, and cut it to `upload.offset`.
+    def open_writer(self, upload: Upload) -> tuple[Descriptor, bool]:
+        """Open and lock an upload's file; whether it is just what `upload` says, or has to be
+        `cut_back` first.
 
         Raises BytesBusyError, BytesMissingError, NoSpaceError, DataError.
         """
@@ -107,26 +108,27 @@ class Tree:
                         f"{upload.storage['incoming']} has {found.st_size} bytes;"
                         f" {upload.offset} were acknowledged"
                     )
-                self._receive_again(places, found)
-                if found.st_size > upload.offset:
-                    os.ftruncate(fd, upload.offset)
-        self._went_back(upload.id, upload.offset)
+                as_it_should = found.st_size == upload.offset and not disk.same_file(
+                    places.finished, found
+                )
+        self.went_back(upload.id, upload.offset)
         with self._lock:
             self._writing[found.st_dev, found.st_ino] = file
-        return file
+        return file, as_it_should
 
-    def truncate(self, upload: Upload, offset: int) -> None:
-        """Cut off what is past `offset`. Raises BytesBusyError, DataError."""
-        places = self.places(upload)
+    def lock(self, upload: Upload) -> Descriptor | None:
+        """Open and lock an upload's file; None when there is none. Raises BytesBusyError, DataError."""
         with translated("truncate"):
-            file = self._lock_file(places, create=False)
-            if file is not None:
-                with closing(file), file.use() as fd:
-                    found = os.fstat(fd)
-                    if found.st_size > offset:
-                        self._receive_again(places, found)
-                        os.ftruncate(fd, offset)
-        self._went_back(upload.id, offset)
+            return self._lock_file(self.places(upload), create=False)
+
+    def cut_back(self, file: Descriptor, upload: Upload, offset: int) -> None:
+        """Cut off what is past `offset` of a locked file. Raises DataError."""
+        with translated("truncate"), file.use() as fd:
+            found = os.fstat(fd)
+            if found.st_size >= offset:
+                self._receive_again(self.places(upload), found)
+            if found.st_size > offset:
+                os.ftruncate(fd, offset)
 
     def _lock_file(
         self, places: Places, *, create: bool, own_writer_too: bool = False
@@ -226,7 +228,8 @@ class Tree:
                 self._failed_syncs[upload_id] = synced
             raise
 
-    def _went_back(self, upload_id: UploadId, offset: int) -> None:
+    def went_back(self, upload_id: UploadId, offset: int) -> None:
+        """Note that an upload is at `offset`: a failed sync of what came after it is over."""
         with self._lock:
             if offset <= self._failed_syncs.get(upload_id, -1):
                 del self._failed_syncs[upload_id]
@@ -315,7 +318,7 @@ class Tree:
             for path in (places.incoming, places.finished, places.incoming):
                 disk.remove(path)
             self._remove_own_folders(places.finished, upload.id)
-        self._went_back(upload.id, 0)
+        self.went_back(upload.id, 0)
 
     def discard(self, stored: Stored) -> None:
         """Delete one file that `walk` found. Raises DataError."""

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -25,7 +26,8 @@ from tidegate.protocol.model import Kind, State, Upload, UploadId
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tidegate.ports import Buffer, DataStore, Stored, Writer
+    from tidegate.ports import Buffer, DataStore, Fence, Flushed, Stored, Writer
+    from tidegate.protocol.model import Segment
 
 MakeDataStore: TypeAlias = Callable[[], "AbstractAsyncContextManager[DataStore]"]
 """Gives an empty store, opened; closes it at the end."""
@@ -109,20 +111,55 @@ def _upload(store: DataStore, name: str, length: int | None, **fields: Any) -> U
     return replace(upload, storage=store.place(upload))
 
 
+class Journal:
+    """What a metadata store would keep of one upload for a data store. See `ports.Fence`."""
+
+    def __init__(self) -> None:
+        self.storage: dict[str, Any] | None = None
+        self._segments: dict[int, Segment] = {}
+
+    async def hold(self) -> None:
+        """Nobody else has it."""
+
+    async def reserve(self, storage: dict[str, Any]) -> None:
+        """Keep it."""
+        self.storage = storage
+
+    async def segments(self) -> list[Segment]:
+        """Those of all that was flushed."""
+        return [self._segments[index] for index in sorted(self._segments)]
+
+    def commit(self, upload: Upload, flushed: Flushed) -> Upload:
+        """The record after a writer told how far it is."""
+        self._segments |= {segment.index: segment for segment in flushed.segments}
+        storage = flushed.storage or self.storage or upload.storage
+        self.storage = None
+        return replace(upload, offset=flushed.offset, storage=storage)
+
+
+ALONE: Final = Journal()
+"""For calls on stores that keep nothing of their own in the record."""
+
+_journals: WeakKeyDictionary[DataStore, dict[UploadId, Journal]] = WeakKeyDictionary()
+
+
+def _journal(store: DataStore, upload: Upload) -> Journal:
+    return _journals.setdefault(store, {}).setdefault(upload.id, Journal())
+
+
 @asynccontextmanager
 async def _writing(store: DataStore, upload: Upload) -> AsyncIterator[Writer]:
-    writer = await store.writer(upload)
+    writer = await store.writer(upload, _journal(store, upload))
     try:
         yield writer
     finally:
         await writer.close()
 
 
-async def _flushed(writer: Writer, upload: Upload) -> Upload:
+async def _flushed(store: DataStore, writer: Writer, upload: Upload) -> Upload:
     flushed = await writer.flush()
     _same(flushed.offset, writer.offset, "flush, after which nothing was written")
-    storage = upload.storage if flushed.storage is None else flushed.storage
-    return replace(upload, offset=flushed.offset, storage=storage)
+    return _journal(store, upload).commit(upload, flushed)
 
 
 async def _append(store: DataStore, upload: Upload, *chunks: Buffer) -> Upload:
@@ -130,11 +167,11 @@ async def _append(store: DataStore, upload: Upload, *chunks: Buffer) -> Upload:
     async with _writing(store, upload) as writer:
         _same(writer.offset, upload.offset, "the offset of a writer that was just opened")
         await writer.write(chunks)
-        return await _flushed(writer, upload)
+        return await _flushed(store, writer, upload)
 
 
 async def _finish(store: DataStore, upload: Upload) -> Upload:
-    storage = await store.finish(upload, durable=True)
+    storage = await store.finish(upload, _journal(store, upload), durable=True)
     return replace(upload, storage=storage, state=State.COMPLETE, ended_at=1_700_000_001)
 
 
@@ -198,12 +235,12 @@ async def nothing_is_there_at_first(store: DataStore) -> None:
     upload = _upload(store, "one", 10)
     _same(await store.measure(upload), 0, "measure")
     if _can(store, Capability.DISCARD):
-        await store.truncate(upload, 0)
+        await store.truncate(upload, 0, _journal(store, upload))
         _same(await store.measure(upload), 0, "measure after truncate")
     if _can(store, Capability.DELETE):
         await store.delete(upload)
     with _raises(BytesMissingError, "a writer at 5 of an upload that has nothing"):
-        await store.writer(replace(upload, offset=5))
+        await store.writer(replace(upload, offset=5), _journal(store, replace(upload, offset=5)))
     _same(await _all_stored(store), [], "what is stored after all that")
 
 
@@ -268,7 +305,7 @@ async def adds_to_the_digest(store: DataStore) -> None:
     async with _writing(store, upload) as writer:
         await writer.write([data[:10], data[10:200_000]], digest)
         await writer.write([data[200_000:]], digest)
-        upload = await _flushed(writer, upload)
+        upload = await _flushed(store, writer, upload)
     _same(digest.digest(), hashlib.sha256(data).digest(), "the digest")
     await _holds(store, upload, data)
 
@@ -293,7 +330,7 @@ async def syncs_what_was_flushed(store: DataStore) -> None:
             tasks.start_soon(sync)
             await writer.write([data[MIB:]])
         _expect(MIB <= synced[0] <= len(data), f"a sync during a write answered {synced[0]}")
-        upload = await _flushed(writer, upload)
+        upload = await _flushed(store, writer, upload)
         _same(await writer.sync(), len(data), "the last sync")
     await _holds(store, upload, data)
 
@@ -301,7 +338,9 @@ async def syncs_what_was_flushed(store: DataStore) -> None:
 @_check
 async def closes_twice(store: DataStore) -> None:
     """Closing again, a writer or the store, does nothing."""
-    writer = await store.writer(_upload(store, "one", 10))
+    writer = await store.writer(
+        _upload(store, "one", 10), _journal(store, _upload(store, "one", 10))
+    )
     await writer.close()
     await writer.close()
     await store.close()
@@ -388,10 +427,10 @@ async def truncates(store: DataStore) -> None:
         return
     data = _pattern(100_000)
     upload = await _append(store, _upload(store, "one", len(data)), data[:60_000] + b"x" * 30_000)
-    await store.truncate(upload, 90_000)
-    await store.truncate(upload, 95_000)
+    await store.truncate(upload, 90_000, _journal(store, upload))
+    await store.truncate(upload, 95_000, _journal(store, upload))
     _same(await store.measure(upload), 90_000, "measure after truncating at, and past, the end")
-    await store.truncate(upload, 60_000)
+    await store.truncate(upload, 60_000, _journal(store, upload))
     _same(await store.measure(upload), 60_000, "measure after truncate")
     await _holds(store, await _append(store, replace(upload, offset=60_000), data[60_000:]), data)
 
@@ -401,9 +440,11 @@ async def tells_of_missing_bytes(store: DataStore) -> None:
     """A record that speaks of more than is there is not believed, and nothing is changed."""
     upload = await _append(store, _upload(store, "one", 100), _pattern(60))
     with _raises(BytesMissingError, "a writer at 61 of an upload with 60 bytes"):
-        await store.writer(replace(upload, offset=61))
+        await store.writer(replace(upload, offset=61), _journal(store, replace(upload, offset=61)))
     with _raises(BytesMissingError, "finish of an upload of which 40 bytes are missing"):
-        await store.finish(replace(upload, offset=100), durable=True)
+        await store.finish(
+            replace(upload, offset=100), _journal(store, replace(upload, offset=100)), durable=True
+        )
     _same(await store.measure(upload), 60, "measure afterwards")
     rest = _pattern(100)[60:]
     await _holds(store, await _append(store, upload, rest), _pattern(60) + rest)
@@ -418,10 +459,14 @@ async def finishes_twice(store: DataStore) -> None:
     data = _pattern(100_000)
     received = await _append(store, _upload(store, "one", len(data)), data)
     for durable in (True, False, True):
-        storage = await store.finish(received, durable=durable)
+        storage = await store.finish(received, _journal(store, received), durable=durable)
         _same(await store.measure(received), len(data), "measure with the old record")
     done = replace(received, storage=storage, state=State.COMPLETE)
-    _same(await store.finish(done, durable=True), storage, "the storage, finished once more")
+    _same(
+        await store.finish(done, _journal(store, done), durable=True),
+        storage,
+        "the storage, finished once more",
+    )
     if _can(store, Capability.READ):
         _same(await _read(store, done, 0, len(data)), data, "the bytes")
 
@@ -434,12 +479,12 @@ async def goes_on_after_a_finish_that_was_not_committed(store: DataStore) -> Non
     data = _pattern(100_000)
     earlier = await _append(store, _upload(store, "one", len(data)), data[:40_000])
     received = await _append(store, earlier, data[40_000:90_000] + b"x" * 10_000)
-    await store.finish(received, durable=True)
+    await store.finish(received, _journal(store, received), durable=True)
     _same(await store.measure(earlier), len(data), "measure with the old record")
-    await store.truncate(earlier, 90_000)
+    await store.truncate(earlier, 90_000, _journal(store, earlier))
     _same(await store.measure(earlier), 90_000, "measure after truncate")
     again = await _append(store, replace(earlier, offset=90_000), data[90_000:])
-    await store.finish(again, durable=False)
+    await store.finish(again, _journal(store, again), durable=False)
     again = await _append(store, earlier, data[40_000:])
     await _holds(store, again, data)
 
@@ -449,11 +494,19 @@ async def finishes_only_what_is_whole(store: DataStore) -> None:
     """Below its length, or without one, an upload is not finished, and goes on."""
     upload = await _append(store, _upload(store, "one", 100), _pattern(60))
     with _raises(BytesMissingError, "finish at 60 of 100 bytes"):
-        await store.finish(upload, durable=False)
+        await store.finish(upload, _journal(store, upload), durable=False)
     with _raises(BytesMissingError, "finish without a length"):
-        await store.finish(replace(upload, length=None), durable=False)
+        await store.finish(
+            replace(upload, length=None),
+            _journal(store, replace(upload, length=None)),
+            durable=False,
+        )
     with _raises(BytesMissingError, "finish of an upload without any bytes"):
-        await store.finish(replace(_upload(store, "two", 9), offset=9), durable=False)
+        await store.finish(
+            replace(_upload(store, "two", 9), offset=9),
+            _journal(store, replace(_upload(store, "two", 9), offset=9)),
+            durable=False,
+        )
     rest = _pattern(100)[60:]
     await _holds(store, await _append(store, upload, rest), _pattern(60) + rest)
 
@@ -548,13 +601,13 @@ async def copies_parts(store: DataStore) -> None:
         await writer.copy(one, 10, 10)
         await writer.copy(one, 10, len(first))
         await writer.copy(empty, 0, 0)
-        final = await _flushed(writer, final)
+        final = await _flushed(store, writer, final)
     _same(final.offset, len(first), "the offset after the first part")
     async with _writing(store, final) as writer:
         await writer.copy(two, 0, len(second))
         await writer.copy(one, 0, MIB)
         await writer.write([first[MIB:]])
-        final = await _flushed(writer, final)
+        final = await _flushed(store, writer, final)
     _same(final.offset, len(whole), "the offset after the last part")
     if _can(store, Capability.DELETE):
         # "A final upload has its own bytes: deleting a partial afterwards does not touch it."
@@ -574,7 +627,7 @@ async def copying_tells_of_missing_bytes(store: DataStore) -> None:
         await writer.copy(part, 0, 500)
         with _raises(BytesMissingError, "copying past the end"):
             await writer.copy(part, 500, 1001)
-        final = await _flushed(writer, final)
+        final = await _flushed(store, writer, final)
         nowhere = replace(_upload(store, "two", 10, state=State.COMPLETE), offset=10)
         with _raises(BytesMissingError, "copying what is not there"):
             await writer.copy(nowhere, 0, 10)
@@ -593,7 +646,7 @@ async def deletes_at_any_age(store: DataStore) -> None:
     part = await _append(store, _upload(store, "part", 10), b"12345")
     whole = await _append(store, _upload(store, "whole", 10), b"1234567890")
     uncommitted = await _append(store, _upload(store, "uncommitted", 10), b"1234567890")
-    await store.finish(uncommitted, durable=True)
+    await store.finish(uncommitted, _journal(store, uncommitted), durable=True)
     complete = await _complete(store, "complete", b"1234567890")
     uploads = [fresh, part, whole, uncommitted, complete, await _complete(store, "empty", b"")]
     kept = await _complete(store, "kept", b"kept")
@@ -604,9 +657,9 @@ async def deletes_at_any_age(store: DataStore) -> None:
     found = {stored.upload_id for stored in await _all_stored(store)}
     _same(found, {kept.id}, "what is stored after all but one were deleted")
     with _raises(BytesMissingError, "a writer after delete"):
-        await store.writer(part)
+        await store.writer(part, _journal(store, part))
     with _raises(BytesMissingError, "finish after delete"):
-        await store.finish(whole, durable=True)
+        await store.finish(whole, _journal(store, whole), durable=True)
     _same(await store.measure(kept), 4, "measure of what was not deleted")
 
 
@@ -618,7 +671,7 @@ async def deletes_during_a_write(store: DataStore) -> None:
     upload = _upload(store, "one", 100)
     async with _writing(store, upload) as writer:
         await writer.write([b"12345"])
-        upload = await _flushed(writer, upload)
+        upload = await _flushed(store, writer, upload)
         await store.delete(upload)
         try:
             await writer.write([b"67890"])
@@ -660,17 +713,17 @@ async def a_rival_does_no_harm(store: DataStore) -> None:
     upload = _upload(store, "one", len(data))
     async with _writing(store, upload) as writer:
         await writer.write([data[:50_000]])
-        upload = await _flushed(writer, upload)
+        upload = await _flushed(store, writer, upload)
         try:
-            rival = await store.writer(upload)
+            rival = await store.writer(upload, _journal(store, upload))
         except BytesBusyError:
             if _can(store, Capability.DISCARD):
                 with _raises(BytesBusyError, "truncate under a writer, where a rival is refused"):
-                    await store.truncate(upload, 0)
+                    await store.truncate(upload, 0, _journal(store, upload))
         else:
             await rival.close()
         await writer.write([data[50_000:]])
-        upload = await _flushed(writer, upload)
+        upload = await _flushed(store, writer, upload)
     await _holds(store, upload, data)
 
 
@@ -682,7 +735,7 @@ async def survives_cancellation(store: DataStore) -> None:
     for cancelled_first in (True, False):
         async with _writing(store, upload) as writer:
             await _cancelled_write(writer, data[writer.offset :], at_once=cancelled_first)
-            upload = await _flushed(writer, upload)
+            upload = await _flushed(store, writer, upload)
         size = await store.measure(upload)
         _expect(upload.offset <= size, f"{size} bytes are stored, {upload.offset} were flushed")
         if not _can(store, Capability.DISCARD):
@@ -724,3 +777,7 @@ async def _cancel_after(scope: anyio.CancelScope, turns: int) -> None:
     for _turn in range(turns):
         await checkpoint()
     scope.cancel()
+
+
+if TYPE_CHECKING:
+    _: type[Fence] = Journal
