@@ -270,6 +270,20 @@ class FileStore(Protocol):
 
 
 @runtime_checkable
+class WholeStore(Protocol):
+    """A data store that can take a small upload at once, where a writer takes many steps."""
+
+    async def store_whole(
+        self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
+    ) -> dict[str, Any]:
+        """Store all bytes of an upload of which nothing is stored yet, as a writer does and
+        `DataStore.finish`; return its `storage`. All of it, or nothing, is there at any time.
+
+        The caller holds the lease. Raises NoSpaceError, SyncFailedError, DataError.
+        """
+
+
+@runtime_checkable
 class PieceStore(Protocol):
     """A data store that keeps an upload in pieces, of which some may be left over."""
 

@@ -62,12 +62,13 @@ class Stage:
         boot_id: str = "boot-1",
         sink: Callable[[Delivery], Awaitable[None]] | None = None,
         options: dict[str, Any] | None = None,
+        store: type[FaultyStore] = FaultyStore,
         **settings: Any,
     ) -> None:
         self.bytes = bytes_ or MemoryStore()
         self.records = records or MemoryMetadataStore()
         self.clock = clock or FakeClock()
-        self.data = FaultyStore(self.bytes, boot_id=boot_id)
+        self.data = store(self.bytes, boot_id=boot_id)
         self.metadata = FaultyMetadata(self.records)
         settings.setdefault("sweep_every", 1e6)
         settings.setdefault("lease_wait", PATIENCE)

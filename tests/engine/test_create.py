@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.engine.stage import Stage, beside, reached, refused, sha1, until
 from tests.support.bodies import Pause
+from tests.support.faulty import FaultyWholeStore
 
+from tidegate.engine.create import AT_ONCE
 from tidegate.ports import (
     BodyEnd,
     DataError,
     Delivery,
     Durability,
+    Hold,
     LeaseLostError,
     NoRoomError,
     NoSpaceError,
@@ -18,7 +23,7 @@ from tidegate.ports import (
     UnavailableError,
     UploadExistsError,
 )
-from tidegate.protocol.commands import Create
+from tidegate.protocol.commands import Create, Payload
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.model import EventType, Kind, State, UploadId
 
@@ -295,3 +300,96 @@ async def test_the_disk_has_its_reserve(free: int | None, *, fits: bool) -> None
 async def test_a_created_record_is_durable_when_asked() -> None:
     async with Stage(durability=Durability.ACK).open() as s:
         assert (await s.create(3, b"a")).synced_offset == 1
+
+
+# ------------------------------------------------------------------- small uploads, in one step
+
+
+async def test_a_small_upload_is_stored_in_one_step() -> None:
+    told: list[EventType] = []
+
+    async def sink(delivery: Delivery) -> None:
+        told.append(delivery.event.type)
+
+    async with Stage(store=FaultyWholeStore, sink=sink).open() as s:
+        upload = await s.create(6, b"abc", b"def")
+        assert upload.complete
+        assert s.data.faults.calls == ["store_whole"]
+        assert s.metadata.faults.calls.count("commit") == 1
+        assert s.hold(upload.id) is Hold.FREE
+        assert await s.download(upload.id) == b"abcdef"
+        await until(lambda: told == [EventType.CREATED, EventType.COMPLETED])
+        part = await s.create(3, b"abc", kind=Kind.PARTIAL)
+        assert (await s.final(part.id, part.id)).complete
+
+
+@pytest.mark.parametrize(
+    ("length", "body", "options"),
+    [
+        (4, b"abc", {}),
+        (None, b"abc", {}),
+        (3, b"abc", {"checksum": sha1(b"abc")}),
+        (3, b"abc", {"chunked": True}),
+        (AT_ONCE + 1, bytes(AT_ONCE + 1), {}),
+    ],
+)
+async def test_what_is_more_than_that_is_written_in_steps(
+    length: int | None, body: bytes, options: dict[str, Any]
+) -> None:
+    async with Stage(store=FaultyWholeStore).open() as s:
+        upload = await s.create(length, body, **options)
+        assert s.stored(upload.id) == body
+        assert "store_whole" not in s.data.faults.calls
+
+
+@pytest.mark.parametrize(
+    "error", [DataError("bad"), NoSpaceError("full"), SyncFailedError("no"), UnavailableError("x")]
+)
+async def test_a_small_upload_that_cannot_be_stored_is_none(error: Exception) -> None:
+    async with Stage(store=FaultyWholeStore).open() as s:
+        s.data.faults.fail("store_whole", error)
+        with pytest.raises(Refusal):
+            await s.create(3, b"abc")
+        assert _nothing_is_there(s)
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [(BodyEnd.DROPPED, Code.BAD_REQUEST), (BodyEnd.STALLED, Code.STALLED)],
+)
+async def test_a_small_body_cut_short_makes_nothing(end: BodyEnd, code: Code) -> None:
+    """Nobody was told its URL, so nobody could go on with it."""
+    async with Stage(store=FaultyWholeStore).open() as s:
+        body, _ = s.body(b"ab", end=end)
+        command = Create(length=3, payload=Payload(length=3))
+        async with refused(code):
+            await s.engine.handle(command, body)
+        assert _nothing_is_there(s)
+
+
+async def test_a_small_body_when_the_server_stops() -> None:
+    async with Stage(store=FaultyWholeStore).open() as s, beside() as start:
+        pause = Pause()
+        request = start(s.create, 6, b"abc", pause, b"def")
+        await reached(pause.reached)
+        s.engine.drain()
+        assert await request.answer() is Code.STOPPING
+        async with refused(Code.STOPPING):
+            await s.create(3, b"abc")
+        assert _nothing_is_there(s)
+
+
+@pytest.mark.parametrize(("call", "offset"), [("store_whole", 0), ("commit", 3)])
+async def test_a_small_upload_whose_process_dies(call: str, offset: int) -> None:
+    """It is whole, or has nothing, for whoever finds it."""
+    first = Stage(store=FaultyWholeStore, new_id=lambda _: "mine")
+    async with first.open() as s, beside() as start:
+        gate = (s.metadata if call == "commit" else s.data).faults.hold(call)
+        request = start(s.create, 3, b"abc")
+        await reached(gate.reached)
+        s.die()
+        request.scope.cancel()
+        await request.answer()
+    async with first.again().open() as s:
+        found = await s.head(UploadId("mine"))
+        assert (found.offset, found.complete) == (offset, offset == 3)

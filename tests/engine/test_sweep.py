@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.engine.stage import Stage, beside, reached, refused
 from tests.support.bodies import Pause
+from tests.support.faulty import FaultyPieceStore
 
 from tidegate.engine import sweep as engine_sweep
 from tidegate.engine.core import Settings
 from tidegate.engine.sessions import Session
 from tidegate.engine.sweep import Swept
-from tidegate.ports import DataError, Delivery, Hold, Stored, UnavailableError
+from tidegate.ports import DataError, Delivery, Grant, Hold, Stored, UnavailableError
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.errors import Code
 from tidegate.protocol.model import EventType, Kind, State, Upload, UploadId
@@ -353,6 +354,52 @@ async def test_bytes_with_a_record_are_nobodys_orphans() -> None:
         s.clock.advance(1000 * DAY)
         assert (await _swept(s)).orphans == []
         assert (await s.head(upload.id)).offset == 3
+
+
+async def test_pieces_that_no_record_needs_are_deleted() -> None:
+    """What a writer left behind that died, or lost its lease; under the lease, when it is old."""
+    async with Stage(store=FaultyPieceStore, options={"expire_after": None}).open() as s:
+        assert isinstance(s.data, FaultyPieceStore)
+        upload = await s.create(10, b"abc")
+        assert s.record(upload.id).storage["next"] == 1
+        upload = await s.append(upload.id, 3, b"defghij")
+        assert upload.complete
+        assert [piece.index for piece in await s.records.segments(upload.id)] == [0, 1]
+        gone = await s.create(1)
+        await s.delete(gone.id)
+        now = s.clock.now()
+        needed, left = (Stored(upload.id, 5, now, f"piece {at}") for at in (1, 2))
+        of_gone = Stored(gone.id, 5, now, "piece 0")
+        s.data.left_over = [needed, left, of_gone]
+        assert (await _swept(s)).orphans == []
+        s.clock.advance(ORPHAN_AGE)
+        assert (await _swept(s, dry_run=True)).orphans == ["piece 2"]
+        assert s.data.left_over == [needed, left, of_gone]
+        held = await s.records.acquire(upload.id)
+        assert isinstance(held, Grant)
+        assert (await _swept(s)).orphans == []
+        await s.records.release(held.lease)
+        s.data.faults.fail("discard", DataError("away"))
+        swept = await _swept(s)
+        assert (swept.orphans, len(swept.failed)) == ([], 1)
+        assert (await _swept(s)).orphans == ["piece 2"]
+        assert s.data.left_over == [needed, of_gone]
+
+
+async def test_a_piece_that_came_into_the_record_meanwhile_stays() -> None:
+    async with Stage(store=FaultyPieceStore, options={"expire_after": None}).open() as s:
+        assert isinstance(s.data, FaultyPieceStore)
+        upload = await s.create(10, b"abc")
+        left = Stored(upload.id, 5, s.clock.now(), "piece 1")
+        s.data.left_over = [left]
+        s.clock.advance(ORPHAN_AGE)
+
+        async def append() -> None:
+            await s.append(upload.id, 3, b"def")
+
+        s.metadata.faults.do("acquire", append)
+        assert (await _swept(s)).orphans == []
+        assert s.data.left_over == [left]
 
 
 async def test_whole_uploads_without_a_record_are_not_deleted(

@@ -243,7 +243,7 @@ async def unsynced(client: Client) -> None:
 async def renamed(client: Client) -> None:
     """Where there are no hard links, a file is renamed; one process dies right after it."""
 
-    def no_link(*_: Any) -> None:
+    def no_link(*_: Any, **__: Any) -> None:
         raise OSError(errno.EPERM, "injected")
 
     with mock.patch.object(os, "link", no_link):

@@ -30,6 +30,7 @@ from tests.support.disk_trace import (
     Sync,
     Truncate,
     Unlink,
+    Unnamed,
     Write,
 )
 
@@ -108,6 +109,8 @@ class Disk:
                 else:
                     self.files[node] = File()
                 self.folders[folder].since.append(happening)
+            case Unnamed(node):
+                self.files[node] = File()
             case Link(folder) | Unlink(folder):
                 self.folders[folder].since.append(happening)
             case Rename(folder, _, old_folder):

@@ -50,8 +50,14 @@ class Make(NamedTuple):
     is_folder: bool
 
 
+class Unnamed(NamedTuple):
+    """A new file that has no name yet."""
+
+    node: Node
+
+
 class Link(NamedTuple):
-    """A file got another name."""
+    """A file got another name, or its first."""
 
     folder: Node
     name: str
@@ -116,7 +122,7 @@ class Note(NamedTuple):
     number: int = 0
 
 
-Happening = Make | Link | Unlink | Rename | Write | Truncate | Attribute | Sync | Note
+Happening = Make | Unnamed | Link | Unlink | Rename | Write | Truncate | Attribute | Sync | Note
 
 SQLITE: Final = "sqlite"
 """The file of the frames that stand for SQLite's own syncs: see SQLITE_SYNCS."""
@@ -240,7 +246,11 @@ class Tracer:
         with self._lock:
             place = self._place(path) if isinstance(path, str | os.PathLike) else None
             fd: int = original(path, flags, *args, **options)
-            if place is not None:
+            if place is not None and flags & os.O_TMPFILE == os.O_TMPFILE:
+                self._nodes += 1
+                self._opened[fd] = self._nodes
+                self.happened.append(Unnamed(self._nodes))
+            elif place is not None:
                 assert not flags & os.O_TRUNC, "not known to the trace"
                 node = self._names.get(place)
                 if node is None:
@@ -296,11 +306,16 @@ class Tracer:
             if (node := self._opened.get(fd)) is not None:
                 self.happened.append(Sync(node, whole, (product_stack(),)))
 
-    def _link(self, original: Any, source: Any, target: Any) -> None:
+    def _link(self, original: Any, source: Any, target: Any, **options: Any) -> None:
         with self._lock:
-            original(source, target)
+            original(source, target, **options)
             old, new = self._place(source), self._place(target)
-            if old is not None and new is not None:
+            fd = options.get("src_dir_fd")
+            if new is not None and fd is not None:
+                assert source == f"/proc/self/fd/{fd}", "not known to the trace"
+                node = self._names[new] = self._opened[fd]
+                self.happened.append(Link(*self._folder(new), node))
+            elif old is not None and new is not None:
                 node = self._names[new] = self._names[old]
                 self.happened.append(Link(*self._folder(new), node))
 

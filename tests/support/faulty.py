@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.lowlevel
+from msgspec.structs import replace
 
 from tidegate.ports import DataError, UnavailableError
+from tidegate.protocol.model import Segment
+from tidegate.testing.datastore import ALONE
 
 if TYPE_CHECKING:
     from tidegate.ports import (
@@ -25,12 +28,14 @@ if TYPE_CHECKING:
         Lease,
         Loaded,
         MetadataStore,
+        PieceStore,
         Room,
         Stored,
         Undelivered,
+        WholeStore,
         Writer,
     )
-    from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
+    from tidegate.protocol.model import Event, Kind, State, Upload, UploadId
 
 T = TypeVar("T")
 
@@ -195,6 +200,52 @@ class FaultyStore:
 
     async def free_space(self) -> int | None:
         return self.free
+
+
+class FaultyPieceStore(FaultyStore):
+    """One that keeps pieces beside what the inner one stores, and says so in the record.
+
+    Each writer reserves the name of a piece; what it flushes is that piece.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.left_over: list[Stored] = []
+
+    async def writer(self, upload: Upload, fence: Fence) -> Writer:
+        before = await fence.segments()
+        await fence.reserve({**upload.storage, "next": len(before) + 1})
+        piece = {"piece": len(before)}
+        length = (upload.length or 0) - upload.offset
+        self.pieces = (Segment(len(before), upload.offset, length, piece),)
+        return await super().writer(upload, fence)
+
+    def speaks_of(self, upload: Upload, segments: Sequence[Segment], stored: Stored) -> bool:
+        return stored.place in {f"piece {segment.index}" for segment in segments}
+
+    async def stored(self) -> AsyncIterator[Stored]:
+        for found in self.left_over:
+            yield found
+
+    async def discard(self, stored: Stored) -> None:
+        await self.faults.around("discard", anyio.lowlevel.checkpoint)
+        self.left_over.remove(stored)
+
+
+class FaultyWholeStore(FaultyStore):
+    """One that takes small uploads at once."""
+
+    async def store_whole(
+        self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
+    ) -> dict[str, Any]:
+        async def store() -> dict[str, Any]:
+            writer = await self.inner.writer(upload, ALONE)
+            await writer.write(chunks)
+            await writer.close()
+            whole = replace(upload, offset=writer.offset)
+            return await self.inner.finish(whole, ALONE, durable=durable)
+
+        return await self.faults.around("store_whole", store)
 
 
 class FaultyWriter:
@@ -368,5 +419,7 @@ class FaultyMetadata:
 
 if TYPE_CHECKING:
     _: type[DataStore] = FaultyStore
+    ____: type[WholeStore] = FaultyWholeStore
+    _____: type[PieceStore] = FaultyPieceStore
     __: type[Writer] = FaultyWriter
     ___: type[MetadataStore] = FaultyMetadata

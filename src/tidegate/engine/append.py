@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tidegate.engine.core import Core
     from tidegate.engine.sessions import Session
-    from tidegate.ports import Body, Buffer, Digest, DirectSink, Flushed, Store, Writer
+    from tidegate.ports import Body, Buffer, Digest, DirectSink, Flushed, Sink, Store, Writer
     from tidegate.protocol.commands import Checksum, Payload
     from tidegate.protocol.model import Segment, Upload
 
@@ -61,6 +61,35 @@ async def receive(
     finally:
         await receiver.close()
     return held.upload
+
+
+async def gather(core: Core, body: Body, payload: Payload) -> list[bytes]:
+    """A small body, held in memory until all of it is there. Raises Refusal when it ends before.
+
+    Of one that was cut short nothing is kept: nobody knows of an upload yet that could go on.
+    """
+    gathered = _Gathered()
+    stop = anyio.Event()
+    with core.receiving(stop):
+        end = await body.copy_to(gathered, stop)
+    if gathered.size != payload.length:
+        _tell_why(core, end)
+        raise Refusal(Code.BAD_REQUEST, "the body is shorter than Content-Length")
+    return gathered.chunks
+
+
+class _Gathered:
+    """The sink of a small body."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.size = 0
+
+    async def write(self, chunks: Sequence[Buffer]) -> None:
+        """Keep `chunks`; see Sink."""
+        for chunk in chunks:
+            self.chunks.append(bytes(chunk))
+            self.size += len(chunk)
 
 
 async def _receive(receiver: _Receiver, body: Body, payload: Payload) -> None:
@@ -362,3 +391,4 @@ def _digest_of(running: Digest, expected: Checksum) -> bytes:
 
 if TYPE_CHECKING:
     _: type[DirectSink] = _Receiver
+    __: type[Sink] = _Gathered

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -22,19 +22,24 @@ async def complete(
     *,
     segments: tuple[Segment, ...] = (),
     release: bool = False,
+    storage: dict[str, Any] | None = None,
 ) -> Upload:
     """Carry out the completion of a whole upload, and commit it with its event.
 
     Until the commit the record does not say that the upload is whole: should anything fail, the
-    next request tries again. Raises what the stores raise.
+    next request tries again. With `storage` the store has finished it already. Raises what the
+    stores raise.
     """
     held.settled = False
-    if segments:
+    if storage is not None:
+        upload = replace(upload, storage=storage)
+    elif segments:
         # Whoever finds a store that was told to put them together must find them committed, too.
         upload = await held.commit(upload, settled=False, segments=segments, durable=core.durable)
     else:
         await held.hold()
-    storage = await core.data.finish(upload, held, durable=core.durable)
+    if storage is None:
+        storage = await core.data.finish(upload, held, durable=core.durable)
     synced = upload.offset if core.durable else upload.synced_offset
     done = advance(
         replace(

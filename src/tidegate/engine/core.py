@@ -24,6 +24,7 @@ from tidegate.ports import (
     NoSpaceError,
     OverLimitError,
     UnknownUploadError,
+    WholeStore,
 )
 from tidegate.protocol.decide import C, Case
 from tidegate.protocol.errors import Code, Refusal
@@ -103,6 +104,8 @@ class Core:
         tells: bool,
     ) -> None:
         self.data = data
+        self.whole_store = data if isinstance(data, WholeStore) else None
+        """The same, if it can take small uploads at once."""
         self.metadata = metadata
         self.settings = settings
         self.offer = offer

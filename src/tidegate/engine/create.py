@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from msgspec.structs import replace
 
-from tidegate.engine.append import receive
+from tidegate.engine.append import gather, receive
 from tidegate.engine.completion import complete
 from tidegate.engine.core import log
 from tidegate.engine.sessions import Session
@@ -26,11 +26,17 @@ from tidegate.protocol.model import EventType, Kind, Upload, UploadId
 from tidegate.protocol.results import Created
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tidegate.engine.concat import Assembler
     from tidegate.engine.core import Core
-    from tidegate.ports import Body
-    from tidegate.protocol.commands import Create
+    from tidegate.ports import Body, Buffer
+    from tidegate.protocol.commands import Create, Payload
     from tidegate.protocol.decide import CreatePlan
+
+
+AT_ONCE: Final = 64 * 1024
+"""Bytes of a small upload: what a connection's buffer holds anyway while its head is read."""
 
 
 async def create(core: Core, assembler: Assembler, command: Create, body: Body) -> Created:
@@ -45,9 +51,11 @@ async def create(core: Core, assembler: Assembler, command: Create, body: Body) 
         decide.Case(command=command, parts=parts, offer=core.offer, now=core.clock.now())
     )
     upload = _new(core, command, plan)
+    at_once = _at_once(core, plan)
+    chunks = None if at_once is None else await gather(core, body, at_once)
     held = await _insert(core, upload, lease=plan.complete or plan.payload is not None)
     if held is not None:
-        await _begin(core, held, plan, body)
+        await _begin(core, held, plan, body, chunks)
         upload = held.upload
     elif command.kind is Kind.FINAL:
         upload = await assembler.assemble_soon(upload.id) or upload
@@ -102,11 +110,30 @@ async def _room(core: Core) -> Room | None:
     return Room(unfinished=settings.max_unfinished, missing=missing)
 
 
-async def _begin(core: Core, held: Session, plan: CreatePlan, body: Body) -> None:
+def _at_once(core: Core, plan: CreatePlan) -> Payload | None:
+    """The payload, if it is all of a small upload: held in memory, a store can take it in one step,
+    and nothing has to be taken back.
+    """
+    payload = plan.payload
+    if payload is None or payload.length is None or payload.length != plan.length:
+        return None
+    checked = payload.checksum is not None or payload.trailing_checksum
+    fits = payload.length <= AT_ONCE and core.whole_store is not None
+    return payload if fits and not checked else None
+
+
+async def _begin(
+    core: Core, held: Session, plan: CreatePlan, body: Body, chunks: Sequence[Buffer] | None
+) -> None:
     """The first bytes of an upload; if they are refused, there is no upload."""
     try:
         if plan.payload is None:
             await complete(core, held, held.upload, release=True)
+        elif chunks is not None and core.whole_store is not None:
+            held.settled = False
+            storage = await core.whole_store.store_whole(held.upload, chunks, durable=core.durable)
+            whole = replace(held.upload, offset=plan.length)
+            await complete(core, held, whole, storage=storage, release=True)
         else:
             await receive(core, held, body, plan.payload, length=plan.length, room=plan.room)
     except LeaseLostError:

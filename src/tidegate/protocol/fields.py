@@ -19,6 +19,8 @@ MAX_METADATA = 16 * 1024
 """Bytes of Upload-Metadata. Node's and many proxies' default for a whole head is 16 KiB."""
 
 _DIGITS = re.compile(r"[0-9]+")
+# Of the standard alphabet (RFC 4648, 4), padded. What binascii's strict mode lets through differs
+# between versions of Python.
 _BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONGEST_SHOWN = 40
@@ -77,9 +79,10 @@ def metadata_pairs(raw: str) -> dict[str, bytes]:
             )
         if key in pairs:
             raise Refusal(Code.BAD_METADATA, f"Upload-Metadata: key '{shown(key)}' stands twice")
-        pairs[key] = _base64(
-            f"Upload-Metadata: the value of '{shown(key)}'", value, Code.BAD_METADATA
-        )
+        if not _BASE64.fullmatch(value):
+            what = f"Upload-Metadata: the value of '{shown(key)}'"
+            raise _not_base64(what, value, Code.BAD_METADATA)
+        pairs[key] = base64.b64decode(value)
     return pairs
 
 
@@ -106,8 +109,9 @@ def checksum(value: str) -> Checksum:
             Code.BAD_CHECKSUM,
             f"Upload-Checksum: '{shown(value)}'; expected an algorithm, a space and base64",
         )
-    digest = _base64("Upload-Checksum: the digest", encoded, Code.BAD_CHECKSUM)
-    return Checksum(name, digest)
+    if not _BASE64.fullmatch(encoded):
+        raise _not_base64("Upload-Checksum: the digest", encoded, Code.BAD_CHECKSUM)
+    return Checksum(name, base64.b64decode(encoded))
 
 
 def concat(value: str) -> list[str] | None:
@@ -149,11 +153,5 @@ def content_disposition(disposition: str, filename: str | None) -> str:
     return value
 
 
-def _base64(what: str, value: str, code: Code) -> bytes:
-    """Base64 of the standard alphabet (RFC 4648, 4), padded."""
-    # What binascii's strict mode lets through differs between versions of Python.
-    if not _BASE64.fullmatch(value):
-        raise Refusal(
-            code, f"{what} '{shown(value)}' is not base64 (standard alphabet, with padding)"
-        )
-    return base64.b64decode(value)
+def _not_base64(what: str, value: str, code: Code) -> Refusal:
+    return Refusal(code, f"{what} '{shown(value)}' is not base64 (standard alphabet, with padding)")

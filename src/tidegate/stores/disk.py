@@ -26,6 +26,8 @@ NO_LINK: Final = frozenset(
     {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 )
 """How link says that a file system has no hard links (FAT and many FUSE file systems)."""
+NO_UNNAMED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.EINVAL})
+"""How open says that a file system (NFS, FAT), or an old kernel, has no files without a name."""
 
 IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 COPY_CHUNK: Final = 1024 * 1024
@@ -112,6 +114,36 @@ def open_file(path: str, flags: int) -> Descriptor:
         descriptor.close()
         raise
     return descriptor
+
+
+def open_unnamed(folder: str) -> Descriptor | None:
+    """A new file in a folder that has no name yet; None where there is no such thing.
+
+    Raises OSError.
+    """
+    try:
+        return Descriptor(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, FILE_MODE))
+    except OSError as error:
+        if error.errno not in NO_UNNAMED:
+            raise
+        return None
+    except AttributeError:
+        return None  # elsewhere than on Linux
+
+
+def give_name(fd: int, path: str) -> bool:
+    """Name an unnamed file; False where that can't be done (no hard links, no /proc).
+
+    Raises OSError, FileExistsError when the name is taken.
+    """
+    try:
+        # With a descriptor, since else it would be the link in /proc that is linked.
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    except OSError as error:
+        if error.errno not in NO_LINK | {errno.ENOENT}:
+            raise
+        return False
+    return True
 
 
 def size_of(path: str) -> int | None:

@@ -31,7 +31,7 @@ from tidegate.stores.tree import Tree
 from tidegate.threads import Threads
 
 if TYPE_CHECKING:
-    from tidegate.ports import BlockingWriter, DataStore, Fence, FileStore, Writer
+    from tidegate.ports import BlockingWriter, DataStore, Fence, FileStore, WholeStore, Writer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -170,6 +170,16 @@ class LocalStore:
             await self.run_sync(lambda: self._tree.finish(upload, durable=True))
         else:
             await self.run(lambda: self._tree.finish(upload, durable=False))
+        return dict(upload.storage)
+
+    async def store_whole(
+        self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
+    ) -> dict[str, Any]:
+        """Write a file without a name, sync it, name it: see `ports.WholeStore`."""
+        if durable:
+            await self.run_sync(lambda: self._tree.store_whole(upload, chunks, durable=True))
+        else:
+            await self.run(lambda: self._tree.store_whole(upload, chunks, durable=False))
         return dict(upload.storage)
 
     async def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
@@ -330,3 +340,4 @@ if TYPE_CHECKING:
     __: type[Writer] = LocalWriter
     ___: type[BlockingWriter] = LocalWriter
     ____: type[FileStore] = LocalStore
+    _____: type[WholeStore] = LocalStore

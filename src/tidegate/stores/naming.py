@@ -178,7 +178,9 @@ class Template:
     def __init__(self, text: str) -> None:
         self.text = text
         self._components = _parse(text)
-        fields = {piece.text for pieces in self._components for piece in pieces if piece.field}
+        self._fields = fields = {
+            piece.text for pieces in self._components for piece in pieces if piece.field
+        }
         if "id" not in fields:
             raise ValueError(f"the name template {text!r} lacks {{id}}, which makes names unique")
         # Where the id stands, and what surrounds it there: see `ids`.
@@ -206,16 +208,21 @@ class Template:
     def render(self, upload: Upload) -> str:
         """The relative path of the upload's finished file. Pure."""
         name = token(upload.id)
-        created = datetime.datetime.fromtimestamp(upload.created_at, datetime.UTC)
-        values = {
-            "id": name,
-            "shard": shard(name),
-            "year": f"{created.year:04}",
-            "month": f"{created.month:02}",
-            "day": f"{created.day:02}",
-        }
+        values = {"id": name, "shard": shard(name)}
+        if not self._fields <= values.keys():
+            created = datetime.datetime.fromtimestamp(upload.created_at, datetime.UTC)
+            values["year"] = f"{created.year:04}"
+            values["month"] = f"{created.month:02}"
+            values["day"] = f"{created.day:02}"
+        if self._fields <= values.keys():
+            return self.text.format_map(values)
         client = client_name(upload.metadata)
         return "/".join(_render(pieces, values, client) for pieces in self._components)
+
+    @property
+    def tells(self) -> bool:
+        """Whether the id of every file can be told from its path: it has a component of its own."""
+        return len(self._components[self._id_at]) == 1
 
     def ids(self, path: str) -> Iterator[UploadId | None]:
         """Every id whose upload may have been given `path` by this template; None for unknown.

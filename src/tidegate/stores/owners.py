@@ -26,6 +26,8 @@ def sign(fd: int, upload: Upload, place: str, templates: Sequence[naming.Templat
 
     Without extended attributes such a file can't be told, and is never swept.
     """
+    if len(templates) == 1 and templates[0].tells and naming.token(upload.id) == upload.id:
+        return
     if _candidates(place, templates) != {upload.id} and hasattr(os, "setxattr"):
         with suppress(OSError):
             os.setxattr(fd, SIGNATURE, upload.id.encode("utf-8", "surrogatepass"))

@@ -11,12 +11,15 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from msgspec.structs import replace
+
 from tidegate.ports import (
+    Buffer,
     BytesBusyError,
     BytesMissingError,
     DataError,
@@ -262,6 +265,45 @@ class Tree:
                         disk.sync_data(fd)
                     self._move_to_finished(upload, places, durable=durable)
 
+    def store_whole(self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool) -> None:
+        """Store a whole upload, which is nowhere yet, under its finished name.
+
+        Raises NoSpaceError, SyncFailedError, DataError.
+        """
+        path = self.places(upload).finished
+        folder = os.path.dirname(path)
+        with translated("store"):
+            try:
+                file = disk.open_unnamed(folder)
+            except FileNotFoundError:
+                make_folders(folder)
+                file = disk.open_unnamed(folder)
+            named = file is not None and self._store_named(file, upload, chunks, durable=durable)
+        if not named:
+            self._store_in_steps(upload, chunks, durable=durable)
+        elif durable:
+            self.sync_names(path)
+
+    def _store_named(
+        self, file: Descriptor, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
+    ) -> bool:
+        with closing(file), file.use() as fd:
+            disk.write_at(fd, chunks, 0, lambda _: None)
+            owners.sign(fd, upload, upload.storage["finished"], self._known_templates)
+            if durable:
+                disk.sync_data(fd)
+            try:
+                return disk.give_name(fd, self.places(upload).finished)
+            except FileExistsError:
+                raise _taken(upload) from None
+
+    def _store_in_steps(self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool) -> None:
+        file, _ = self.open_writer(upload)
+        with closing(file):
+            with file.use() as fd:
+                disk.write_at(fd, chunks, 0, lambda _: None)
+            self.finish(replace(upload, offset=upload.promised), durable=durable)
+
     def _move_to_finished(self, upload: Upload, places: Places, *, durable: bool) -> None:
         # That the old name is gone is not synced: with both a file can be found all the same.
         def sync_new_name() -> None:
@@ -272,9 +314,7 @@ class Tree:
             make_folders(os.path.dirname(places.finished))
             disk.move(places.incoming, places.finished, sync_new_name)
         except FileExistsError:
-            raise DataError(
-                f"upload {upload.id}: another file is in its place, {upload.storage['finished']}"
-            ) from None
+            raise _taken(upload) from None
         except FileNotFoundError:
             if disk.size_of(places.finished) is None:
                 raise BytesMissingError(f"upload {upload.id} was deleted meanwhile") from None
@@ -344,6 +384,11 @@ class Tree:
             with self._lock:
                 self._synced_folders.pop(folder, None)
             folder = os.path.dirname(folder)
+
+
+def _taken(upload: Upload) -> DataError:
+    place = upload.storage["finished"]
+    return DataError(f"upload {upload.id}: another file is in its place, {place}")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
-from tidegate.ports import BytesBusyError, BytesMissingError, DataError
+from tidegate.ports import BytesBusyError, BytesMissingError, DataError, WholeStore
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.model import Kind, State, Upload, UploadId
 
@@ -583,6 +583,27 @@ async def reading_may_end_early(store: DataStore) -> None:
 
 
 # ---------------------------------------------------------------------------------------- copying
+
+
+@_check
+async def stores_a_whole_upload_at_once(store: DataStore) -> None:
+    """In one step, never over another one's bytes; afterwards it is as any other."""
+    if not isinstance(store, WholeStore):
+        return
+    for number, data in enumerate((b"", b"x", _pattern(64 * 1024))):
+        upload = _upload(store, f"at-once-{number}", len(data))
+        pieces: list[Buffer] = [data[:10], memoryview(data)[10:]]
+        storage = await store.store_whole(upload, pieces, durable=number > 0)
+        done = replace(upload, offset=len(data), storage=storage, state=State.COMPLETE)
+        _same(await store.measure(done), len(data), "measure")
+        if _can(store, Capability.READ):
+            _same(await _read(store, done, 0, len(data)), data, "the bytes")
+        again = replace(upload, offset=len(data))
+        finished = await store.finish(again, _journal(store, upload), durable=True)
+        _same(finished, storage, "the storage, finished once more after a crash")
+        if _can(store, Capability.DELETE):
+            await store.delete(done)
+            _same(await store.measure(done), 0, "measure after delete")
 
 
 @_check
