@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from typing import TYPE_CHECKING, Final
+import os
+from typing import TYPE_CHECKING, Final, cast
 
 from tidegate.ports import BodyEnd
 from tidegate.protocol.dialects import tus1
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from tidegate.ports import Body, Buffer, Sink, Store
+    from tidegate.ports import Body, Buffer, DirectSink, Sink, Store
     from tidegate.protocol.commands import Checksum
     from tidegate.threads import Threads
     from tidegate.transports.native.chunked import Framer
@@ -64,6 +65,9 @@ class NativeBody:
         self._pumps = connection.descriptor is not None
         self._pumping = False
         """To be read by a thread, whether the loop has read something or not."""
+        self._own_fd = -1
+        """A descriptor of the socket for the next thread, when the loop was told by it that there
+        is something to read."""
         self._unjudged = 0.0
         """Seconds of waiting for the client, since it was last asked whether that is too long."""
         self._had = 0
@@ -120,6 +124,7 @@ class NativeBody:
 
     async def skip(self) -> bool:
         """Read the rest for nobody; whether that was all of it."""
+        self._pumps = False
         try:
             while True:
                 for data in self._take():
@@ -138,6 +143,8 @@ class NativeBody:
             # Also when some of the body is here: nobody knows what else the client waits with.
             self._expects_continue = self.waits_for_continue = False
             self._connection.send_continue()
+        if getattr(sink, "pour", None) is None:
+            self._pumps = False
         watch: asyncio.Task[None] | None = None
         asked = False
         try:
@@ -165,6 +172,7 @@ class NativeBody:
         finally:
             if watch is not None:
                 watch.cancel()
+            self._drop_own_fd()
             self._connection.pause_reading()
             self._low_water(1)
 
@@ -178,8 +186,8 @@ class NativeBody:
 
     async def _hand_over(self, sink: Sink, stop: anyio.Event) -> None:
         """Give the sink what is here, and what a thread can read."""
-        pour = getattr(sink, "pour", None) if self._pumps else None
-        if pour is not None:
+        if self._pumps:
+            pour = cast("DirectSink", sink).pour
             first = self._take()
             if await pour(functools.partial(self._burst, first, stop)):
                 return
@@ -207,7 +215,9 @@ class NativeBody:
 
         last = stop.is_set()
         whole = isinstance(self.framer, Counted) and sum(map(len, first)) >= self.framer.left
-        fd = -1 if whole else self._connection.duplicate()
+        fd, self._own_fd = self._own_fd, -1
+        if fd < 0 and not whole:
+            fd = self._connection.duplicate()
         done = await self._threads.run(
             pump.burst,
             fd,
@@ -247,16 +257,41 @@ class NativeBody:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._waiter = loop.create_future()
-        self._connection.resume_reading()
+        self._listen(loop)
         patience = self._patience()
         timer = None if patience is None else loop.call_later(patience, self._look)
         try:
             await self._waiter
         finally:
             self._waiter = None
+            if self._own_fd >= 0:
+                loop.remove_reader(self._own_fd)
             if timer is not None:
                 timer.cancel()
             self._unjudged += loop.time() - began
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Be told of what comes.
+
+        Where a thread can read it, the loop leaves it to the kernel: what it took would lie about
+        until there is a thread, 128 KiB for each of a thousand clients.
+        """
+        self._drop_own_fd()
+        if self._pumps:
+            self._own_fd = self._connection.duplicate()
+        if self._own_fd >= 0:
+            loop.add_reader(self._own_fd, self._readable)
+        else:
+            self._connection.resume_reading()
+
+    def _readable(self) -> None:
+        self._pumping = True
+        self._wake()
+
+    def _drop_own_fd(self) -> None:
+        fd, self._own_fd = self._own_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
