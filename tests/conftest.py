@@ -30,6 +30,7 @@ import hypothesis
 import pytest
 from anyio._backends import _asyncio as anyio_asyncio
 from blockbuster import BlockBuster, BlockBusterFunction, BlockingError
+from tests.support.valkey import Valkey, running
 
 import tidegate
 
@@ -321,3 +322,13 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail_if_skipped(report)
     return report
+
+
+# ------------------------------------------------------------ servers that tests share
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """A Valkey that keeps what it acknowledged, for all tests of this process that only use it."""
+    with running(tmp_path_factory.mktemp("valkey")) as server:
+        yield server

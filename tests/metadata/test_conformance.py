@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.redis import RedisMetadataStore
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.testing.metadata import (
     METADATA_STORE_CHECKS,
@@ -17,6 +18,8 @@ from tidegate.testing.metadata import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.support.valkey import Valkey
 
     from tidegate.testing.metadata.support import Check, MakeStore
 
@@ -30,6 +33,12 @@ def _name(check: Check) -> str:
 @pytest.mark.parametrize("check", METADATA_STORE_CHECKS + SHARED_METADATA_STORE_CHECKS, ids=_name)
 async def test_sqlite(check: Check, tmp_path: Path) -> None:
     await check(lambda: SQLiteMetadataStore(tmp_path / "tidegate.db"))
+
+
+@pytest.mark.parametrize("check", METADATA_STORE_CHECKS + SHARED_METADATA_STORE_CHECKS, ids=_name)
+async def test_redis(check: Check, valkey: Valkey) -> None:
+    url = valkey.url()
+    await check(lambda: RedisMetadataStore(url))
 
 
 @pytest.mark.parametrize("check", METADATA_STORE_CHECKS, ids=_name)

@@ -1,0 +1,4 @@
+local turn = key('turn', a.name)
+if call('HGET', turn, 'holder') == a.holder then
+  call('DEL', turn)
+end
