@@ -7,12 +7,15 @@ a store that is not used.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
+
+from tidegate.metadata import redis_url
 
 if TYPE_CHECKING:
     from tidegate.ports import DataStore, MetadataStore
@@ -49,6 +52,8 @@ class _Kind(NamedTuple):
     """Calls the class with what `locate` returned."""
     lasting: bool = True
     """Whether what it holds outlives the process."""
+    extra: str = ""
+    """The extra of this package without which it can't be imported."""
 
 
 class _Found(NamedTuple):
@@ -85,6 +90,15 @@ def _alone(rest: str) -> None:
         raise StoreURLError("goes on after its scheme: expected memory: alone")
 
 
+def _redis(scheme: str, rest: str) -> str:
+    url = f"{scheme}:{rest}"
+    try:
+        redis_url.parse(url)
+    except ValueError as error:
+        raise StoreURLError(str(error)) from None
+    return url
+
+
 _DATA: Final = {
     "file": _Kind(
         "tidegate.stores.local:LocalStore",
@@ -107,6 +121,16 @@ _METADATA: Final = {
         _path,
         lambda store, path, _options: store(path),
     ),
+    **{
+        scheme: _Kind(
+            "tidegate.metadata.redis:RedisMetadataStore",
+            "redis://HOST",
+            functools.partial(_redis, scheme),
+            lambda store, url, _options: store(url),
+            extra="redis",
+        )
+        for scheme in redis_url.SCHEMES
+    },
     "memory": _Kind(
         "tidegate.metadata.memory:MemoryMetadataStore",
         "memory:",
@@ -165,12 +189,12 @@ def check_pair(data: str, metadata: str) -> None:
     kept, known = _find_data(data).kind.lasting, _find_metadata(metadata).kind.lasting
     if kept and not known:
         raise StoreURLError(
-            f"records in {metadata} are lost at a stop, and files without records are deleted:"
+            f"records in {without_password(metadata)} are lost at a stop, and files without records are deleted:"
             " expected metadata that lasts as data does, or data in memory:, too"
         )
     if known and not kept:
         raise StoreURLError(
-            f"bytes in {data} are lost at a stop, and records would speak of them for ever:"
+            f"bytes in {without_password(data)} are lost at a stop, and records would speak of them for ever:"
             " expected metadata in memory:, too, or data that lasts"
         )
 
@@ -198,18 +222,32 @@ def _find(url: str, kinds: Mapping[str, _Kind], plain: str, place: str) -> _Foun
         if kind is not None:
             return _Found(kind, kind.locate(split[2]))
     except StoreURLError as error:
-        raise StoreURLError(f"{url!r} {error}") from None
+        raise StoreURLError(f"{without_password(url)!r} {error}") from None
     # Not the whole URL, in which there may be a password.
     close = difflib.get_close_matches(split[1].lower(), kinds, n=1)
     hint = f" (did you mean {close[0]}: ?)" if close else ""
     path = "" if split[2].startswith("//") else f"; for a path with a colon write ./{split[1]}:…"
     raise StoreURLError(
         f"there is no store {split[1]}:{hint}; expected {place},"
-        f" {' or '.join(kind.example for kind in kinds.values())}{path}"
+        f" {' or '.join(dict.fromkeys(kind.example for kind in kinds.values()))}{path}"
     )
+
+
+def without_password(url: str) -> str:
+    """A store's URL as people and logs may see it."""
+    return re.sub(r"//.*@", "//…@", url, flags=re.DOTALL)
 
 
 def _build(found: _Found, options: Options | None = None) -> Any:
     module, _, name = found.kind.target.partition(":")
-    store = getattr(import_module(module), name)
+    try:
+        store = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        extra = found.kind.extra
+        if not extra or (error.name or "").startswith("tidegate"):
+            raise
+        raise StoreURLError(
+            f"this kind of store needs {error.name}, which is not installed: expected the extra"
+            f" tidegate[{extra}]"
+        ) from error
     return found.kind.build(store, found.place, options or Options())

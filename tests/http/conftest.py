@@ -48,13 +48,14 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 async def serve(
-    combination: tuple[str, str], tmp_path: Path, clock: FakeClock
+    combination: tuple[str, str], tmp_path: Path, clock: FakeClock, request: pytest.FixtureRequest
 ) -> AsyncIterator[Serve]:
     way, pair = combination
+    redis = request.getfixturevalue("valkey").url() if pair.endswith("+redis") else ""
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Client:
-            data, metadata = stores(pair, tmp_path)
+            data, metadata = stores(pair, tmp_path, redis)
             given: dict[str, Any] = {"base_path": "/files/", "clock": clock} | settings
             if way != "asgi":
                 # Waiting for the disk is tried in process; here it would only take its time.

@@ -36,6 +36,7 @@ from tests.support.faulty import FaultyMetadata, FaultyStore
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.redis import RedisMetadataStore
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, DataStore, Delivery, Hold, MetadataStore
 from tidegate.protocol import decide
@@ -1101,6 +1102,19 @@ class OnDisk(EngineMachine):
         shutil.rmtree(self.folder)
 
 
+class OnRedis(OnDisk):
+    url = ""
+    """Of the server; every example has a prefix of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefix = self.folder.name
+
+    def stores(self) -> tuple[DataStore, MetadataStore]:
+        url = f"{self.url}?prefix={self.prefix}"
+        return LocalStore(self.folder / "data"), RedisMetadataStore(url)
+
+
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """What is logged on purpose goes nowhere: pytest's handlers write to files, on the loop."""
@@ -1118,9 +1132,15 @@ EXAMPLES = int(os.environ.get("TIDEGATE_MACHINE_EXAMPLES", "1"))
 
 @pytest.mark.timeout(240 * EXAMPLES)
 @pytest.mark.parametrize(
-    ("machine", "examples"), [(OnMemory, 400), (OnDisk, 100)], ids=["memory", "local+sqlite"]
+    ("machine", "examples"),
+    [(OnMemory, 400), (OnDisk, 100), (OnRedis, 50)],
+    ids=["memory", "local+sqlite", "local+redis"],
 )
-def test_the_engine_does_what_the_model_says(machine: type[EngineMachine], examples: int) -> None:
+def test_the_engine_does_what_the_model_says(
+    machine: type[EngineMachine], examples: int, request: pytest.FixtureRequest
+) -> None:
+    if machine is OnRedis:
+        OnRedis.url = request.getfixturevalue("valkey").url().partition("?")[0]
     run_state_machine_as_test(
         machine,
         settings=settings(

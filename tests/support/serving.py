@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 from tidegate.asgi import Tidegate
 from tidegate.cli.server import HEAD_BYTES
 from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.redis import RedisMetadataStore
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.stores.local import LocalStore
 from tidegate.stores.memory import MemoryStore
@@ -21,26 +22,29 @@ from tidegate.transports.native.limits import Limits
 from tidegate.transports.native.native import Native
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from tidegate.ports import DataStore, MetadataStore
 
-PAIRS = ("local+sqlite", "local+memory", "memory+sqlite", "memory+memory")
+PAIRS = ("local+sqlite", "local+redis", "local+memory", "memory+sqlite", "memory+memory")
 WAYS = ("asgi", "h11", "httptools", "native")
 """In process; over a socket as `tidegate serve` does; as uvicorn serves an application by default."""
 PROTOCOLS: dict[str, Any] = {"h11": h11_protocol.Protocol, "httptools": "httptools"}
 MEMORY = 64 * 1024 * 1024
 
 
-def stores(pair: str, folder: Path) -> tuple[DataStore, MetadataStore]:
-    """The two stores of a pair, not opened yet."""
+def stores(pair: str, folder: Path, redis: str = "") -> tuple[DataStore, MetadataStore]:
+    """The two stores of a pair, not opened yet. `redis` is the URL for those that need one."""
     data, _, metadata = pair.partition("+")
+    make: dict[str, Callable[[], MetadataStore]] = {
+        "sqlite": lambda: SQLiteMetadataStore(folder / "tidegate.db"),
+        "redis": lambda: RedisMetadataStore(redis),
+        "memory": MemoryMetadataStore,
+    }
     return (
         LocalStore(folder / "data") if data == "local" else MemoryStore(MEMORY),
-        SQLiteMetadataStore(folder / "tidegate.db")
-        if metadata == "sqlite"
-        else MemoryMetadataStore(),
+        make[metadata](),
     )
 
 

@@ -200,13 +200,13 @@ class RedisMetadataStore:
     async def wait_released(self, upload_id: UploadId, timeout: float) -> None:
         """Return when the lease may be free, or after `timeout` seconds."""
         with anyio.move_on_after(timeout):
-            while self._link is not None:
+            while link := self._link:
                 # Entered before the look, so that what happens after the look is not missed.
                 with self._leases.waiter(upload_id) as released:
-                    found = await self._link.run(scripts.WATCH, id=upload_id)
+                    found = await link.run(scripts.WATCH, id=upload_id)
                     if found is None or self._leases.is_abandoned(int(found[1])):
                         return
-                    own = self._link is not None and found[0].decode() == self._link.holder
+                    own = found[0].decode() == link.holder
                     with anyio.move_on_after(_WATCH_OWN if own else _WATCH):
                         await released.wait()
 

@@ -19,7 +19,7 @@ from tidegate.metadata import redis_scripts as scripts
 from tidegate.ports import Grant, Lease, LeaseLostError, MetadataError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 
     from tidegate.metadata.redis_link import Link, Once
     from tidegate.protocol.model import Upload, UploadId
@@ -87,16 +87,12 @@ class Leases:
 
     async def _keep_alive(self) -> None:
         while True:
-            await asyncio.sleep(self._link.address.heartbeat)
-            while not await self._is_beaten():
-                await asyncio.sleep(_PAUSE)
-
-    async def _is_beaten(self) -> bool:
-        try:
-            await self._beat()
-        except MetadataError:
-            return False
-        return True
+            pause = self._link.address.heartbeat
+            try:
+                await self._beat()
+            except MetadataError:
+                pause = min(pause, _PAUSE)
+            await asyncio.sleep(pause)
 
     async def _beat(self) -> None:
         sent_at = asyncio.get_running_loop().time()
@@ -305,14 +301,14 @@ class Leases:
                             self._wake(about.decode())
             await asyncio.sleep(_PAUSE)
 
-    async def _messages(self) -> AsyncIterator[bytes]:
+    async def _messages(self) -> AsyncGenerator[bytes, None]:
         async with self._link.client.pubsub(ignore_subscribe_messages=True) as channel:
             await channel.subscribe(self._link.key("told", self._link.holder))
             async for message in channel.listen():
                 yield message["data"]
 
     @contextlib.contextmanager
-    def waiter(self, upload_id: UploadId) -> Any:
+    def waiter(self, upload_id: UploadId) -> Iterator[anyio.Event]:
         """An event that is set when a lease of `upload_id` is let go, while it is entered."""
         event = anyio.Event()
         self._waiting.setdefault(upload_id, set()).add(event)

@@ -81,6 +81,7 @@ class Link:
             **tcp,
         )
         self.client: Redis = Redis(connection_pool=self._pool)
+        self._send: Callable[..., Awaitable[Any]] = self.client.execute_command
         self._ops = itertools.count(1)
         self._generation = ""
         self._heard: list[str] = []
@@ -135,13 +136,13 @@ class Link:
 
     async def _evaluate(self, script: Script, packed: bytes) -> Any:
         try:
-            return await self.client.execute_command("EVALSHA", script.sha, 1, self._prefix, packed)
+            return await self._send("EVALSHA", script.sha, 1, self._prefix, packed)
         except errors.NoScriptError:  # nothing was done, and from now on Redis knows it
-            return await self.client.execute_command("EVAL", script.text, 1, self._prefix, packed)
+            return await self._send("EVAL", script.text, 1, self._prefix, packed)
 
     async def command(self, *words: str | bytes) -> Any:
         """Send a command that only reads. Raises MetadataError."""
-        return await self._retried(lambda: self.client.execute_command(*words), self._patience)
+        return await self._retried(lambda: self._send(*words), self._patience)
 
     # ----------------------------------------------------------------------------------- outages
 

@@ -45,16 +45,18 @@ def parse(url: str) -> Address:
     scheme = SCHEMES.get(parts.scheme)
     if scheme is None:
         raise ValueError(f"is no URL of a Redis: expected one of {', '.join(SCHEMES)}")
-    if parts.fragment:
-        raise ValueError("has a fragment: in a password write %23 for #")
+    if parts.fragment or "@" in parts.path + parts.query:
+        raise ValueError(
+            "ends its host too soon: in a password write %2F for /, %3F ?, %23 #, %40 @"
+        )
     if scheme == "unix":
         if not parts.path.startswith("/"):
             raise ValueError("has no absolute path: expected unix:///path/to/socket")
         shown = f"unix://{parts.path}"
     else:
-        shown = f"{parts.scheme}://{_place(url)}{parts.path}"
         if not _PATH.fullmatch(parts.path):
-            raise ValueError(f"has the path {parts.path}: expected the number of a database")
+            raise ValueError("has a path that is not the number of a database")
+        shown = f"{parts.scheme}://{_place(url)}{parts.path}"
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     unknown = sorted(given.keys() - {*_OURS, *_DRIVERS})
     if unknown:
