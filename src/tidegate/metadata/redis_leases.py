@@ -13,16 +13,17 @@ import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from tidegate.metadata import redis_scripts as scripts
 from tidegate.ports import Grant, Lease, LeaseLostError, MetadataError, UnavailableError
+from tidegate.protocol.model import UploadId
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 
     from tidegate.metadata.redis_link import Link, Once
-    from tidegate.protocol.model import Upload, UploadId
+    from tidegate.protocol.model import Upload
 
 T = TypeVar("T")
 
@@ -275,8 +276,8 @@ class Leases:
         if active := self._active.get(int(token)):
             active.wanted.set()
 
-    def _wake(self, upload_id: str) -> None:
-        for event in self._waiting.get(upload_id, ()):  # type: ignore[call-overload]
+    def _wake(self, upload_id: UploadId) -> None:
+        for event in self._waiting.get(upload_id, ()):
             event.set()
 
     async def _poll(self) -> None:
@@ -291,15 +292,18 @@ class Leases:
     async def _listen(self) -> None:
         while True:
             # What is said while nobody listens is found by the poll, and by those who wait.
-            with contextlib.suppress(RedisError, OSError):
+            try:
                 async with contextlib.aclosing(self._messages()) as messages:
                     async for message in messages:
                         what, about = message[:1], message[1:]
                         if what == b"w":
                             self._want(about)
                         else:
-                            self._wake(about.decode())
-            await asyncio.sleep(_PAUSE)
+                            self._wake(UploadId(about.decode()))
+            except NoPermissionError:
+                return
+            except (RedisError, OSError):
+                await asyncio.sleep(_PAUSE)
 
     async def _messages(self) -> AsyncGenerator[bytes, None]:
         async with self._link.client.pubsub(ignore_subscribe_messages=True) as channel:

@@ -47,18 +47,23 @@ local function stay_alive()
   call('SET', key('holder', a.holder), a.boot, 'PX', a.ttl)
 end
 
+-- Where channels are not permitted others look for themselves: that is no reason to stop midway.
+local function say(holder, message)
+  redis.pcall('PUBLISH', key('told', holder), message)
+end
+
 -- Ask a holder to let go, or tell it that it has lost.
 local function want(holder, token)
   local wanted = key('wanted', holder)
   call('SADD', wanted, token)
   call('PEXPIRE', wanted, 60000)
-  call('PUBLISH', key('told', holder), 'w' .. token)
+  say(holder, 'w' .. token)
 end
 
 local function wake(id)
   local waiting = key('waiting', id)
   for _, holder in ipairs(call('SMEMBERS', waiting)) do
-    call('PUBLISH', key('told', holder), 'r' .. id)
+    say(holder, 'r' .. id)
   end
   call('DEL', waiting)
 end

@@ -1,0 +1,123 @@
+"""A line to a server that loses, on demand, a request or its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+Loss = Literal["request", "answer", "late"]
+"""What is lost, before the client sees its connection closed.
+
+- `request`: the server never hears of it.
+- `answer`: the server has carried it out.
+- `late`: the server hears of it at `deliver`.
+"""
+
+
+class LossyLine:
+    """Stands between clients and a server, in the event loop of the test."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._upstream = (host, port)
+        self._losses: list[tuple[bytes, Loss]] = []
+        self._kept: list[bytes] = []
+        self._open = asyncio.Event()
+        self._open.set()
+        self._connections: set[asyncio.StreamWriter] = set()
+        self.port = 0
+        self.lost = 0
+
+    def lose(self, what: bytes, loss: Loss, times: int = 1) -> None:
+        """The next requests in which `what` occurs are lost, each with its connection."""
+        self._losses += [(what, loss)] * times
+
+    async def deliver(self) -> None:
+        """Give the server what was late, and wait until it has answered."""
+        reader, writer = await asyncio.open_connection(*self._upstream)
+        for request in self._kept:
+            writer.write(request)
+            await reader.read(65536)
+        self._kept.clear()
+        writer.close()
+
+    def cut(self) -> None:
+        """Break all connections, and pass nothing on until `mend`: nobody is told anything."""
+        self._open.clear()
+
+    def mend(self) -> None:
+        """Pass on again; the connections that were cut are closed."""
+        for connection in list(self._connections):
+            connection.transport.abort()
+        self._open.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        upstream: asyncio.StreamWriter | None = None
+        try:
+            await self._open.wait()
+            answers, upstream = await asyncio.open_connection(*self._upstream)
+            back = asyncio.create_task(self._pass_back(answers, writer))
+            try:
+                while data := await reader.read(65536):
+                    await self._open.wait()
+                    loss = self._loss(data)
+                    if loss is not None:
+                        back.cancel()
+                        if loss == "answer":
+                            upstream.write(data)
+                            await self._answered(back, answers)
+                        elif loss == "late":
+                            self._kept.append(data)
+                        self.lost += 1
+                        return
+                    upstream.write(data)
+            finally:
+                back.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await back
+        except OSError:
+            pass
+        finally:
+            self._connections.discard(writer)
+            for end in (writer, upstream):
+                if end is not None:
+                    end.transport.abort()
+
+    @staticmethod
+    async def _answered(back: asyncio.Task[None], answers: asyncio.StreamReader) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await back
+        await answers.read(65536)
+
+    async def _pass_back(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await answers.read(65536):
+                await self._open.wait()
+                writer.write(data)
+        writer.transport.abort()
+
+    def _loss(self, data: bytes) -> Loss | None:
+        for index, (what, loss) in enumerate(self._losses):
+            if what in data:
+                del self._losses[index]
+                return loss
+        return None
+
+
+@asynccontextmanager
+async def lossy(host: str, port: int) -> AsyncIterator[LossyLine]:
+    """A line for as long as it is entered."""
+    line = LossyLine(host, port)
+    server = await asyncio.start_server(line._serve, "127.0.0.1", 0)
+    line.port = server.sockets[0].getsockname()[1]
+    try:
+        yield line
+    finally:
+        server.close()
+        line.mend()
+        await server.wait_closed()
