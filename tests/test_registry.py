@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from tidegate import registry
 from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.redis import RedisMetadataStore
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.protocol.model import Upload, UploadId
 from tidegate.registry import StoreURLError, data_store, default_metadata, metadata_store
@@ -73,8 +75,8 @@ def test_a_wrong_data_url_says_what_would_be_right(url: str, said: list[str]) ->
 
 
 def test_a_wrong_metadata_url_says_what_would_be_right_and_tells_no_password() -> None:
-    with pytest.raises(StoreURLError, match=r"no store postgresql:.*sqlite:PATH or memory:") as c:
-        metadata_store("postgresql://user:secret@host/db")
+    with pytest.raises(StoreURLError, match=r"no store postgres:.*sqlite:PATH.* or memory:") as c:
+        metadata_store("postgres://user:secret@host/db")
     assert "secret" not in str(c.value)
     with pytest.raises(StoreURLError, match="no store file:"):
         metadata_store("file:x.db")
@@ -128,3 +130,31 @@ async def test_the_database_beside_the_data_is_no_upload(tmp_path: Path) -> None
         await metadata.close()
         await data.close()
     assert {registry.DATABASE, "incoming", "finished"} <= {path.name for path in root.iterdir()}
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys"])
+def test_a_redis_is_named_by_its_url(scheme: str) -> None:
+    store = metadata_store(f"{scheme}://user:secret@host:7000/1?prefix=here")
+    assert isinstance(store, RedisMetadataStore)
+    assert registry.folders("d", f"{scheme}://host") == [Path("d")]
+    registry.check_pair("data", f"{scheme}://host")
+
+
+def test_a_wrong_url_of_a_redis_tells_no_password() -> None:
+    with pytest.raises(StoreURLError, match=r"'redis://…@host/x' has a path that is not") as c:
+        metadata_store("redis://user:secret@host/x")
+    assert "secret" not in str(c.value)
+    with pytest.raises(StoreURLError, match="would speak of them for ever") as c:
+        registry.check_pair("memory:", "redis://user:secret@host")
+    with pytest.raises(StoreURLError, match="ends its host too soon") as c:
+        metadata_store("redis://user:se/cret@host")
+    assert "cret" not in str(c.value)
+
+
+def test_a_driver_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("tidegate.metadata.redis")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    monkeypatch.setitem(sys.modules, "redis.exceptions", None)
+    with pytest.raises(StoreURLError, match=r"needs redis.*tidegate\[redis\]"):
+        metadata_store("redis://host")

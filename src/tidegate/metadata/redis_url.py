@@ -50,7 +50,7 @@ def parse(url: str) -> Address:
             "ends its host too soon: in a password write %2F for /, %3F ?, %23 #, %40 @"
         )
     if scheme == "unix":
-        if not parts.path.startswith("/"):
+        if parts.hostname or not parts.path.startswith("/"):
             raise ValueError("has no absolute path: expected unix:///path/to/socket")
         shown = f"unix://{parts.path}"
     else:
@@ -73,10 +73,8 @@ def parse(url: str) -> Address:
     heartbeat = _seconds("heartbeat", given.get("heartbeat", str(lease_ttl / 4)))
     if heartbeat > lease_ttl / 2:
         raise ValueError(f"has heartbeat={heartbeat:g}: expected at most half of lease_ttl")
-    driver = parts._replace(
-        scheme=scheme,
-        query=urlencode({name: given[name] for name in _DRIVERS if name in given}),
-    ).geturl()
+    options = urlencode({name: given[name] for name in _DRIVERS if name in given})
+    driver = f"{scheme}://{parts.netloc}{parts.path}{options and '?'}{options}"
     return Address(driver, shown, prefix, durability == "checked", lease_ttl, heartbeat)
 
 
