@@ -328,7 +328,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 @pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+def valkey() -> Iterator[Valkey]:
     """A Valkey that keeps what it acknowledged, for all tests of this process that only use it."""
-    with running(tmp_path_factory.mktemp("valkey")) as server:
+    with running() as server:
         yield server

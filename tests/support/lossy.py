@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-Loss = Literal["request", "answer", "late"]
+Loss = Literal["request", "answer", "late", "slow"]
 """What is lost, before the client sees its connection closed.
 
 - `request`: the server never hears of it.
 - `answer`: the server has carried it out.
 - `late`: the server hears of it at `deliver`.
+- `slow`: nothing, and no connection is closed; but the answer comes at `mend_slow`.
 """
 
 
@@ -28,6 +29,7 @@ class LossyLine:
         self._kept: list[bytes] = []
         self._open = asyncio.Event()
         self._open.set()
+        self._quick = asyncio.Event()
         self._connections: set[asyncio.StreamWriter] = set()
         self.port = 0
         self.lost = 0
@@ -45,6 +47,10 @@ class LossyLine:
         self._kept.clear()
         writer.close()
 
+    def mend_slow(self) -> None:
+        """Pass on the answers that were kept back."""
+        self._quick.set()
+
     def cut(self) -> None:
         """Break all connections, and pass nothing on until `mend`: nobody is told anything."""
         self._open.clear()
@@ -61,12 +67,15 @@ class LossyLine:
         try:
             await self._open.wait()
             answers, upstream = await asyncio.open_connection(*self._upstream)
-            back = asyncio.create_task(self._pass_back(answers, writer))
+            slow = asyncio.Event()
+            back = asyncio.create_task(self._pass_back(answers, writer, slow))
             try:
                 while data := await reader.read(65536):
                     await self._open.wait()
                     loss = self._loss(data)
-                    if loss is not None:
+                    if loss == "slow":
+                        slow.set()
+                    elif loss is not None:
                         back.cancel()
                         if loss == "answer":
                             upstream.write(data)
@@ -94,10 +103,14 @@ class LossyLine:
             await back
         await answers.read(65536)
 
-    async def _pass_back(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_back(
+        self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter, slow: asyncio.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await answers.read(65536):
                 await self._open.wait()
+                if slow.is_set():
+                    await self._quick.wait()
                 writer.write(data)
         writer.transport.abort()
 

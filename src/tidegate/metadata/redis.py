@@ -46,7 +46,7 @@ from tidegate.protocol.lifecycle import may_expire
 from tidegate.protocol.model import Kind, UploadId
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from tidegate.metadata.redis_link import Once
     from tidegate.ports import Change, Counts, Delivery, MetadataStore, Room, Undelivered
@@ -147,18 +147,26 @@ class RedisMetadataStore:
     async def load(self, upload_id: UploadId) -> Loaded | None:
         """The record and its hold, or None."""
         link = self._open
+        given_up = self._leases.abandoned(upload_id)
         record, token, holder = await link.command("HMGET", link.key("u", upload_id), "r", "t", "h")
         if record is None:
             return None
-        return Loaded(decode_upload(record), await self._hold(link, token, holder))
+        hold = await self._hold(link, token, holder, given_up)
+        return Loaded(decode_upload(record), hold)
 
-    async def _hold(self, link: Link, token: bytes | None, holder: bytes | None) -> Hold:
+    async def _hold(
+        self, link: Link, token: bytes | None, holder: bytes | None, given_up: Mapping[str, bool]
+    ) -> Hold:
+        """`given_up` is what was, before Redis was asked: by now Redis may know, and we not."""
         if token is None or holder is None:
             return Hold.FREE
         name = holder.decode()
-        if not name or (name == link.holder and self._leases.is_abandoned(int(token))):
+        if not name or token.decode() in given_up:
             return Hold.ABANDONED
-        alive = name == link.holder or await link.command("EXISTS", link.key("holder", name))
+        if name != link.holder:
+            alive = await link.command("EXISTS", link.key("holder", name))
+        else:
+            alive = not self._leases.is_abandoned(int(token))
         return Hold.HELD if alive else Hold.ABANDONED
 
     async def segments(self, upload_id: UploadId) -> list[Segment]:
@@ -203,8 +211,9 @@ class RedisMetadataStore:
             while link := self._link:
                 # Entered before the look, so that what happens after the look is not missed.
                 with self._leases.waiter(upload_id) as released:
+                    given_up = self._leases.abandoned(upload_id)
                     found = await link.run(scripts.WATCH, id=upload_id)
-                    if found is None or self._leases.is_abandoned(int(found[1])):
+                    if found is None or found[1].decode() in given_up:
                         return
                     own = found[0].decode() == link.holder
                     with anyio.move_on_after(_WATCH_OWN if own else _WATCH):

@@ -58,7 +58,8 @@ class Link:
         self.address = address
         self.holder = secrets.token_hex(12)
         self._patience = patience
-        self._attempt = min(patience / 2, address.heartbeat)
+        # Short enough for two within the patience, and for a few signs of life within a ttl.
+        self._attempt = min(patience / 2, address.lease_ttl / 4)
         self._common = {
             "holder": self.holder,
             "boot": boot_id,
@@ -154,7 +155,6 @@ class Link:
             if self._closed:
                 raise UnavailableError(f"{self.address.shown}: the metadata store is closed")
             try:
-                # Of what gets no answer at all, a second attempt is made.
                 async with asyncio.timeout(self._attempt):
                     return await send()
             except (errors.RedisError, OSError) as error:
