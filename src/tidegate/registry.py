@@ -189,13 +189,13 @@ def check_pair(data: str, metadata: str) -> None:
     kept, known = _find_data(data).kind.lasting, _find_metadata(metadata).kind.lasting
     if kept and not known:
         raise StoreURLError(
-            f"records in {without_password(metadata)} are lost at a stop, and files without records are deleted:"
-            " expected metadata that lasts as data does, or data in memory:, too"
+            f"records in {without_password(metadata)} are lost at a stop, and files without records"
+            " are deleted: expected metadata that lasts as data does, or data in memory:, too"
         )
     if known and not kept:
         raise StoreURLError(
-            f"bytes in {without_password(data)} are lost at a stop, and records would speak of them for ever:"
-            " expected metadata in memory:, too, or data that lasts"
+            f"bytes in {without_password(data)} are lost at a stop, and records would speak of them"
+            " for ever: expected metadata in memory:, too, or data that lasts"
         )
 
 
