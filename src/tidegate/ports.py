@@ -28,6 +28,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Store: TypeAlias = Callable[[Sequence[Buffer]], None]
 """Stores chunks, in order; blocking, to be called from one thread at a time, not the event loop's.
 What it raises ends the body's reading."""
+Splice: TypeAlias = Callable[[int, int], None]
+"""Stores so many bytes that are in a pipe, of which it is given the end to read from, and which
+nobody needs to see. Otherwise as Store; what it leaves in the pipe when it raises is lost."""
 
 
 class Durability(enum.StrEnum):
@@ -69,12 +72,13 @@ class Sink(Protocol):
 class DirectSink(Sink, Protocol):
     """A sink that a body may also write to from a thread of its own: what fast transports are for."""
 
-    async def pour(self, burst: Callable[[Store], Awaitable[None]]) -> bool:
+    async def pour(self, burst: Callable[[Store, Splice | None], Awaitable[None]]) -> bool:
         """Let `burst` store what it likes from a thread of its own, without the event loop.
 
-        It is given what stores chunks, which it may use until it returns or raises, and raises what
-        that raises. It returns from time to time, so that the sink can see to what it has stored
-        (64 MiB, a quarter of a second). False: `write` is the only way now; nothing was done.
+        It is given what stores chunks and, where that can be, what stores bytes out of a pipe. It
+        may use both until it returns or raises, and raises what they raise. It returns from time to
+        time, so that the sink can see to what it has stored (64 MiB, a quarter of a second). False:
+        `write` is the only way now; nothing was done.
         """
 
 
@@ -199,6 +203,14 @@ class BlockingWriter(Protocol):
 
     def write_blocking(self, chunks: Sequence[Buffer], digest: Digest | None = None) -> None:
         """As `Writer.write`; blocks. From any thread, one at a time, never with `write`."""
+
+
+@runtime_checkable
+class SplicingWriter(BlockingWriter, Protocol):
+    """One that can have the kernel move the bytes, without anybody seeing them."""
+
+    def splice_blocking(self, pipe: int, count: int) -> None:
+        """Append `count` bytes that are in a pipe, read from its end `pipe`. As `write_blocking`."""
 
 
 class Flushed(msgspec.Struct, frozen=True):

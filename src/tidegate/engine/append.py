@@ -27,7 +27,17 @@ if TYPE_CHECKING:
 
     from tidegate.engine.core import Core
     from tidegate.engine.sessions import Session
-    from tidegate.ports import Body, Buffer, Digest, DirectSink, Flushed, Sink, Store, Writer
+    from tidegate.ports import (
+        Body,
+        Buffer,
+        Digest,
+        DirectSink,
+        Flushed,
+        Sink,
+        Splice,
+        Store,
+        Writer,
+    )
     from tidegate.protocol.commands import Checksum, Payload
     from tidegate.protocol.model import Segment, Upload
 
@@ -164,7 +174,7 @@ class _Receiver:
 
     async def write(self, chunks: Sequence[Buffer]) -> None:
         """Store `chunks`; see Sink."""
-        if not self._count(chunks):
+        if not self._count(sum(map(len, chunks))):
             return
         self._raise_sync_failure()
         writer = self._writer or await self._open()
@@ -172,7 +182,7 @@ class _Receiver:
         if self._digest is None and self._checkpoint_due(writer.offset):
             await self._checkpoint(writer)
 
-    async def pour(self, burst: Callable[[Store], Awaitable[None]]) -> bool:
+    async def pour(self, burst: Callable[[Store, Splice | None], Awaitable[None]]) -> bool:
         """Let a thread store; see DirectSink."""
         if self._room == 0:
             # Complete, perhaps: there is nothing to open, and nothing should come.
@@ -185,17 +195,28 @@ class _Receiver:
             return False
 
         def store(chunks: Sequence[Buffer]) -> None:
-            if self._count(chunks):
+            if self._count(sum(map(len, chunks))):
                 write(chunks, self._digest)
 
-        await burst(store)
+        await burst(store, self._splice(writer))
         if self._digest is None and self._checkpoint_due(writer.offset):
             await self._checkpoint(writer)
         return True
 
-    def _count(self, chunks: Sequence[Buffer]) -> int:
+    def _splice(self, writer: Writer) -> Splice | None:
+        """What stores bytes that nobody has to see; None where that can't be."""
+        move = getattr(writer, "splice_blocking", None)
+        if move is None or self._digest is not None:
+            return None
+
+        def splice(pipe: int, count: int) -> None:
+            self._count(count)
+            move(pipe, count)
+
+        return splice
+
+    def _count(self, size: int) -> int:
         """Count what came. Raises Refusal when it is too much."""
-        size = sum(map(len, chunks))
         self.received += size
         # "The new offset MUST be the sum of the offset before the PATCH request and the number of
         # bytes received": what can't be stored must not be there.

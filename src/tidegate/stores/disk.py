@@ -253,6 +253,30 @@ def write_at(fd: int, chunks: Sequence[Buffer], offset: int, wrote: Callable[[in
                 views[first] = views[first][count:]
 
 
+def splice_at(pipe: int, count: int, fd: int, offset: int, wrote: Callable[[int], None]) -> None:
+    """Move `count` bytes out of a pipe to `offset`; tell `wrote` of each piece's bytes.
+
+    Raises NoSpaceError, DataError; `wrote` has then been told of all that fitted.
+    """
+    with translated("write"):
+        while count:
+            try:
+                moved = os.splice(pipe, fd, count, offset_dst=offset)
+            except OSError as error:
+                if error.errno not in NO_COPY:
+                    raise
+                # The file system can't take them like that.
+                data = os.read(pipe, count)
+                write_at(fd, [data], offset, wrote)
+                moved = len(data)
+            else:
+                wrote(moved)
+            if not moved:
+                raise DataError("cannot write: the pipe ended before its bytes")
+            offset += moved
+            count -= moved
+
+
 def copy_at(
     source: int, start: int, stop: int, fd: int, offset: int, wrote: Callable[[int], None]
 ) -> None:

@@ -31,7 +31,7 @@ from tidegate.stores.tree import Tree
 from tidegate.threads import Threads
 
 if TYPE_CHECKING:
-    from tidegate.ports import BlockingWriter, DataStore, Fence, FileStore, WholeStore, Writer
+    from tidegate.ports import DataStore, Fence, FileStore, SplicingWriter, WholeStore, Writer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -277,6 +277,11 @@ class LocalWriter:
         with self._file.use() as fd:
             disk.write_at(fd, chunks, self._offset, self._advance)
 
+    def splice_blocking(self, pipe: int, count: int) -> None:
+        """Append `count` bytes out of a pipe; otherwise as `write_blocking`."""
+        with self._file.use() as fd:
+            disk.splice_at(pipe, count, fd, self._offset, self._advance)
+
     def _advance(self, count: int) -> None:
         self._offset += count
 
@@ -338,6 +343,6 @@ def _boot_id() -> str:
 if TYPE_CHECKING:
     _: type[DataStore] = LocalStore
     __: type[Writer] = LocalWriter
-    ___: type[BlockingWriter] = LocalWriter
+    ___: type[SplicingWriter] = LocalWriter
     ____: type[FileStore] = LocalStore
     _____: type[WholeStore] = LocalStore

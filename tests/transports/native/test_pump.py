@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +242,63 @@ async def test_ranges_by_the_kernel(dial: Dial) -> None:
 
 def test_the_store_is_one_to_pump_into() -> None:
     assert hasattr(LocalStore, "open_file")
+
+
+# ------------------------------------------------------------------------------- splicing
+
+
+@pytest.mark.parametrize("refuses", ["socket", "file"])
+async def test_where_the_kernel_cannot_splice_it_copies(
+    dial: Dial, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    calls, real = [], os.splice
+
+    def splice(source: int, target: int, count: int, **options: Any) -> int:
+        to_file = "offset_dst" in options
+        calls.append(to_file)
+        if to_file == (refuses == "file"):
+            raise OSError(errno.EINVAL, "injected")
+        return real(source, target, count, **options)
+
+    monkeypatch.setattr(os, "splice", splice)
+    wire = await dial()
+    path = await create(wire, len(CONTENT))
+    await wire.send(patch(path, 0, f"Content-Length: {len(CONTENT)}"), CONTENT, head("GET", path))
+    assert (await wire.head()).startswith(b"HTTP/1.1 204 ")
+    assert calls
+    await wire.head()
+    while len(wire.buffer) < len(CONTENT):
+        wire.buffer += await wire.stream.receive()
+    assert wire.buffer == CONTENT
+
+
+async def test_a_full_disk_while_splicing(dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fitted counts; what the thread had not stored goes into no other upload."""
+    room, real = 3 * MIB, os.splice
+
+    def splice(source: int, target: int, count: int, **options: Any) -> int:
+        nonlocal room
+        if "offset_dst" in options:
+            if not room:
+                raise OSError(errno.ENOSPC, "injected")
+            count = min(count, room)
+            room -= count
+        return real(source, target, count, **options)
+
+    monkeypatch.setattr(os, "splice", splice)
+    wire = await dial()
+    path = await create(wire, len(CONTENT))
+    with suppress(anyio.BrokenResourceError):
+        await wire.send(patch(path, 0, f"Content-Length: {len(CONTENT)}"), CONTENT)
+    assert (await wire.head()).startswith(b"HTTP/1.1 507 ")
+    wire = await dial()
+    reached = await offset(wire, path)
+    assert 0 < reached <= 4 * MIB
+    room = len(CONTENT)
+    rest = CONTENT[reached:]
+    await wire.send(patch(path, reached, f"Content-Length: {len(rest)}"), rest, head("GET", path))
+    assert (await wire.head()).startswith(b"HTTP/1.1 204 ")
+    await wire.head()
+    while len(wire.buffer) < len(CONTENT):
+        wire.buffer += await wire.stream.receive()
+    assert wire.buffer == CONTENT

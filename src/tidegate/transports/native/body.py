@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from tidegate.ports import Body, Buffer, DirectSink, Sink, Store
+    from tidegate.ports import Body, Buffer, DirectSink, Sink, Splice, Store
     from tidegate.protocol.commands import Checksum
     from tidegate.threads import Threads
     from tidegate.transports.native.chunked import Framer
@@ -208,10 +208,16 @@ class NativeBody:
             self.received += sum(map(len, pieces))
             await sink.write(pieces)
 
-    async def _burst(self, first: Sequence[bytes], stop: anyio.Event, store: Store) -> None:
+    async def _burst(
+        self, first: Sequence[bytes], stop: anyio.Event, store: Store, splice: Splice | None
+    ) -> None:
         def count(pieces: Sequence[Buffer]) -> None:
             self.received += sum(map(len, pieces))
             store(pieces)
+
+        def move(pipe: int, size: int) -> None:
+            self.received += size
+            cast("Splice", splice)(pipe, size)
 
         last = stop.is_set()
         whole = isinstance(self.framer, Counted) and sum(map(len, first)) >= self.framer.left
@@ -224,6 +230,7 @@ class NativeBody:
             first,
             self.framer,
             count,
+            None if splice is None else move,
             None if last else stop.is_set,
         )
         self._came += done.moved

@@ -70,6 +70,11 @@ class Counted:
         """See Framer."""
         return min(most, self.left)
 
+    def skip(self, size: int) -> None:
+        """So many bytes of it, at most those that are left, were taken without being looked at."""
+        self.left -= size
+        self.done = not self.left
+
 
 class _State(enum.Enum):
     SIZE = enum.auto()

@@ -11,7 +11,9 @@ connection meanwhile, the number can't come to mean another client's socket.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
 import os
 import select
 import socket
@@ -24,12 +26,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tidegate.ports import BodyEnd
+from tidegate.transports.native.chunked import Counted
 from tidegate.transports.native.parser import Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tidegate.ports import Store
+    from tidegate.ports import Splice, Store
     from tidegate.transports.native.chunked import Framer
 
 BURST_SECONDS: Final = 0.25
@@ -47,6 +50,10 @@ the others' clients are simply not read for a while."""
 BUFFER: Final = 256 * 1024
 """Bytes that a thread takes from a socket at a time: large enough that the system calls don't
 count, small enough for the processor's cache."""
+NO_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS})
+"""How the system says that it can't splice from this socket."""
+PIPE: Final = 1024 * 1024
+"""Bytes of a pipe: what any user may have by default (/proc/sys/fs/pipe-max-size)."""
 LOW_WATER: Final = 128 * 1024
 """Bytes for which a slow client's connection is worth waking up: with every few KiB, as they come,
 1,000 slow clients cost five times as much."""
@@ -73,11 +80,12 @@ def burst(
     first: Sequence[bytes],
     framer: Framer,
     store: Store,
+    splice: Splice | None,
     stopped: Callable[[], bool] | None,
 ) -> Burst:
     """Store `first`, then what can be read from `fd` (-1: nothing), which is closed at the end.
 
-    Until `stopped`; with None only what is there already.
+    Until `stopped`; with None only what is there already. With `splice` nobody looks at the bytes.
 
     Blocking. Raises what `store` raises.
     """
@@ -87,7 +95,8 @@ def burst(
             if pieces := framer.feed(data):
                 store(pieces)
         if fd >= 0 and not framer.done:
-            _drain(fd, framer, store, stopped, _buffer(), done)
+            taker = _taker(fd, framer, store, splice)
+            _drain(fd, framer, taker, stopped, done)
     except Rejected as rejected:
         done.rejected = rejected
         if rejected.before:
@@ -101,33 +110,93 @@ def burst(
 def _drain(
     fd: int,
     framer: Framer,
-    store: Store,
+    take: Callable[[], int],
     stopped: Callable[[], bool] | None,
-    buffer: memoryview,
     done: Burst,
 ) -> None:
     until = time.monotonic() + BURST_SECONDS
-    size = len(buffer)
     most = BURST_BYTES if stopped is not None else _there(fd)
     while not (framer.done or (stopped is not None and stopped())):
         try:
-            count = os.readv(fd, [buffer[: framer.want(size)]])
+            count = take()
         except BlockingIOError:
             if done.moved < FAST or not _more_soon(fd):
                 return
             continue
-        except OSError:
-            # Reset: the kernel says so when all that had arrived was read.
-            count = 0
         if not count:
             done.end = BodyEnd.DROPPED
             return
         done.moved += count
-        if pieces := framer.feed(buffer[:count]):
-            store(pieces)
         if done.moved >= most or time.monotonic() >= until:
             done.more = True
             return
+
+
+def _taker(fd: int, framer: Framer, store: Store, splice: Splice | None) -> Callable[[], int]:
+    """What takes bytes from `fd` to the store, and says how many; 0 at its end.
+
+    It raises BlockingIOError when there are none.
+    """
+    copy = functools.partial(_copy, fd, framer, store, _buffer())
+    if splice is None or not isinstance(framer, Counted) or not hasattr(os, "splice"):
+        return copy
+    return functools.partial(_splice, fd, framer, splice, copy)
+
+
+def _copy(fd: int, framer: Framer, store: Store, buffer: memoryview) -> int:
+    try:
+        count = os.readv(fd, [buffer[: framer.want(len(buffer))]])
+    except BlockingIOError:
+        raise
+    except OSError:
+        # Reset: the kernel says so when all that had arrived was read.
+        return 0
+    if pieces := framer.feed(buffer[:count]):
+        store(pieces)
+    return count
+
+
+def _splice(fd: int, framer: Counted, splice: Splice, copy: Callable[[], int]) -> int:
+    pipe = _pipe()
+    try:
+        count = os.splice(fd, pipe.into, framer.want(pipe.size), flags=os.SPLICE_F_NONBLOCK)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        return copy() if error.errno in NO_SPLICE else 0
+    if count:
+        framer.skip(count)
+        try:
+            splice(pipe.out_of, count)
+        except BaseException:
+            # What is left in it is nobody's.
+            _local.pipe = None
+            raise
+    return count
+
+
+class _Pipe:
+    """A thread's own, for bytes that go from a socket to a file without being copied."""
+
+    def __init__(self) -> None:
+        self.out_of, self.into = os.pipe2(os.O_CLOEXEC)
+        self.size = BUFFER
+        with contextlib.suppress(OSError):
+            # Where a user's pipes are at their limit it stays smaller, and is as good.
+            self.size = fcntl.fcntl(self.into, fcntl.F_SETPIPE_SZ, PIPE)
+
+    def __del__(self) -> None:
+        # With its thread, or when a writer left something in it.
+        os.close(self.into)
+        os.close(self.out_of)
+
+
+def _pipe() -> _Pipe:
+    """The calling thread's own."""
+    found: _Pipe | None = getattr(_local, "pipe", None)
+    if found is None:
+        found = _local.pipe = _Pipe()
+    return found
 
 
 def _buffer() -> memoryview:
