@@ -165,10 +165,10 @@ class PlainWriter:
 
 async def test_a_writer_that_cannot_splice_is_given_the_bytes(tmp_path: Path) -> None:
     async with engine(Plain(tmp_path)) as (opened, metadata, upload):
-        body = PouringBody(metadata, [b"abcdefghijkl"])
+        body = PouringBody(metadata, [], [b"abcdefghijkl"])
         body.upload = upload
         await opened.handle(Append(id=upload, offset=0, payload=Payload(length=12)), body)
-        assert (body.poured, body.unseen) == ([True], [False])
+        assert (body.poured, body.unseen) == ([True] * 2, [False] * 2)
 
 
 async def test_a_store_without_files_is_written_to_by_the_loop() -> None:

@@ -171,6 +171,7 @@ def _splice(fd: int, framer: Counted, splice: Splice, copy: Callable[[], int]) -
         except BaseException:
             # What is left in it is nobody's.
             _local.pipe = None
+            pipe.close()
             raise
     return count
 
@@ -180,15 +181,20 @@ class _Pipe:
 
     def __init__(self) -> None:
         self.out_of, self.into = os.pipe2(os.O_CLOEXEC)
+        self._ends = [self.out_of, self.into]
         self.size = BUFFER
         with contextlib.suppress(OSError):
             # Where a user's pipes are at their limit it stays smaller, and is as good.
             self.size = fcntl.fcntl(self.into, fcntl.F_SETPIPE_SZ, PIPE)
 
+    def close(self) -> None:
+        """Close both ends. May be called twice."""
+        while self._ends:
+            os.close(self._ends.pop())
+
     def __del__(self) -> None:
-        # With its thread, or when a writer left something in it.
-        os.close(self.into)
-        os.close(self.out_of)
+        # With its thread.
+        self.close()
 
 
 def _pipe() -> _Pipe:
