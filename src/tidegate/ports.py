@@ -669,5 +669,19 @@ class MetadataStore(Protocol):
         """How much there is, now or a moment ago."""
 
 
+@runtime_checkable
+class Versioned(Protocol):
+    """A metadata store whose schema has versions. `open` brings an older one to the newest."""
+
+    newest_schema: int
+    """The version that it knows; one above that is refused."""
+
+    async def schema_version(self) -> int:
+        """The version that is there, 0 for none. Opens nothing, changes nothing.
+
+        Raises MetadataError.
+        """
+
+
 EventSink: TypeAlias = Callable[[Delivery], Awaitable[None]]
 """Told of every event at least once, in order per upload. What it raises makes it be told again."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from tidegate.metadata import redis_url
+from tidegate.metadata import postgres_address, redis_url
 
 if TYPE_CHECKING:
     from tidegate.ports import DataStore, MetadataStore
@@ -90,6 +90,15 @@ def _alone(rest: str) -> None:
         raise StoreURLError("goes on after its scheme: expected memory: alone")
 
 
+def _postgresql(rest: str) -> str:
+    url = f"postgresql:{rest}"
+    try:
+        postgres_address.parse(url)
+    except postgres_address.AddressError as error:
+        raise StoreURLError(str(error)) from None
+    return url
+
+
 def _redis(scheme: str, rest: str) -> str:
     url = f"{scheme}:{rest}"
     try:
@@ -121,6 +130,16 @@ _METADATA: Final = {
         _path,
         lambda store, path, _options: store(path),
     ),
+    **{
+        scheme: _Kind(
+            "tidegate.metadata.postgres:PostgresMetadataStore",
+            "postgresql://USER@HOST/DB",
+            _postgresql,
+            lambda store, url, _options: store(url),
+            extra="postgresql",
+        )
+        for scheme in ("postgresql", "postgres")  # as libpq has it
+    },
     **{
         scheme: _Kind(
             "tidegate.metadata.redis:RedisMetadataStore",
@@ -235,7 +254,8 @@ def _find(url: str, kinds: Mapping[str, _Kind], plain: str, place: str) -> _Foun
 
 def without_password(url: str) -> str:
     """A store's URL as people and logs may see it."""
-    return re.sub(r"//.*@", "//…@", url, flags=re.DOTALL)
+    url = re.sub(r"//.*@", "//…@", url, flags=re.DOTALL)
+    return re.sub(r"(password=)[^&]*", r"\1…", url)
 
 
 def _build(found: _Found, options: Options | None = None) -> Any:

@@ -11,6 +11,7 @@ from tidegate import __version__
 from tidegate.cli.check import check
 from tidegate.cli.errors import FAILED, WRONG_USE, Failure, complain
 from tidegate.cli.help import HelpFormatter
+from tidegate.cli.migrate import migrate
 from tidegate.cli.serve import serve
 from tidegate.cli.sources import read_sources
 from tidegate.cli.sweep import sweep
@@ -30,6 +31,7 @@ app = App(
 app.command(serve)
 app.command(sweep)
 app.command(check)
+app.command(migrate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tidegate.config import StoreConfig
     from tidegate.engine.core import Settings
+    from tidegate.ports import MetadataStore
 
 T = TypeVar("T")
 
@@ -57,8 +58,15 @@ def engine(stores: StoreConfig, settings: Settings | None = None) -> Engine:
         if not folder.is_dir():
             raise Failure(f"{folder}: there is no such folder, so there are no uploads in it")
     data = registry.data_store(stores.data, registry.Options(file_name=stores.file_name))
-    metadata = registry.metadata_store(stores.metadata_url)
-    return Engine(data, metadata, settings=settings, tending=False)
+    return Engine(data, metadata(stores), settings=settings, tending=False)
+
+
+def metadata(stores: StoreConfig) -> MetadataStore:
+    """The metadata store, not opened yet. Raises Failure."""
+    try:
+        return registry.metadata_store(stores.metadata_url)
+    except registry.StoreURLError as error:
+        raise Failure(str(error)) from error
 
 
 def show(value: object) -> None:

@@ -80,6 +80,7 @@ class SQLiteMetadataStore:
         self._path = path
         self._busy_timeout = busy_timeout
         self._migrations = migrations
+        self.newest_schema = len(migrations)
         self._open = False
 
     # ------------------------------------------------------------------------ opening, closing
@@ -141,6 +142,12 @@ class SQLiteMetadataStore:
             if await anyio.to_thread.run_sync(self._writer.join):
                 await anyio.to_thread.run_sync(self._acquired.close)
         self._writer.give_up()
+
+    async def schema_version(self) -> int:
+        """The version of the schema, 0 when there is none; opens nothing. Raises MetadataError."""
+        return await anyio.to_thread.run_sync(
+            lambda: schema.version(self._path, self._busy_timeout)
+        )
 
     # ------------------------------------------------------------------------------- records
 

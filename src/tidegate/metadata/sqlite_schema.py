@@ -178,17 +178,35 @@ def prepare(
         raise open_error(path, error) from error
 
 
+def version(path: Path, busy_timeout: float) -> int:
+    """The version of the database, 0 where there is none. Raises MetadataError."""
+    if not path.exists():
+        return 0
+    try:
+        with contextlib.closing(
+            connect(path, busy_timeout=busy_timeout, readonly=True)
+        ) as connection:
+            return _checked(path, connection)
+    except sqlite3.Error as error:
+        raise open_error(path, error) from error
+
+
 def _check_version(path: Path, connection: sqlite3.Connection, newest: int) -> int:
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if application != APPLICATION_ID and (application or version or tables):
-        raise MetadataError(f"{path}: the database of another application")
-    if version > newest:
+    found = _checked(path, connection)
+    if found > newest:
         raise MetadataError(
-            f"{path}: written by a newer tidegate (schema {version}, this one knows {newest})"
+            f"{path}: written by a newer tidegate (schema {found}, this one knows {newest})"
         )
-    return int(version)
+    return found
+
+
+def _checked(path: Path, connection: sqlite3.Connection) -> int:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application != APPLICATION_ID and (application or found or tables):
+        raise MetadataError(f"{path}: the database of another application")
+    return int(found)
 
 
 def _migrate(connection: sqlite3.Connection, steps: Sequence[Migration], newest: int) -> None:

@@ -1,0 +1,380 @@
+"""Records, leases, segments and events in PostgreSQL, which the servers of a cluster share.
+
+What the tables hold is in `postgres_schema`; what is done to them, in `postgres_rows`,
+`postgres_lists` and `postgres_events`; how a call survives a lost connection, in `postgres_pool`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import secrets
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+from msgspec.structs import replace
+
+from tidegate.metadata import postgres_events, postgres_lists, postgres_schema
+from tidegate.metadata import postgres_rows as rows
+from tidegate.metadata.postgres_address import parse
+from tidegate.metadata.postgres_leases import Leases
+from tidegate.metadata.postgres_pool import Pool
+from tidegate.metadata.postgres_presence import Presence
+from tidegate.ports import (
+    Delivery,
+    Grant,
+    Held,
+    Lease,
+    LeaseLostError,
+    Loaded,
+    MetadataError,
+    UnavailableError,
+)
+from tidegate.protocol.capabilities import Capability
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from tidegate.metadata.postgres_pool import Link
+    from tidegate.metadata.postgres_schema import Migration
+    from tidegate.ports import Change, Counts, MetadataStore, Room, Undelivered
+    from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
+
+T = TypeVar("T")
+
+_PAGE = 256
+# Seconds between two looks at a lease that another process holds: where its release is told, and
+# where it is not.
+_WATCH_TOLD, _WATCH = 0.5, 0.05
+# How long a process may wait for another one that migrates the same tables.
+_MIGRATION = 600.0
+
+
+class PostgresMetadataStore:
+    """Implements `tidegate.ports.MetadataStore` in the database at `url`.
+
+    See `postgres_address` for what a URL may say. Raises AddressError. Every commit waits until it
+    is synced, as the database is configured to: an acknowledged offset must survive the death of
+    any process, PostgreSQL's own included.
+    """
+
+    capabilities = Capability.EXPIRY | Capability.PENDING
+    shared = True
+    leases_expire = True
+
+    def __init__(
+        self, url: str, *, migrations: Sequence[Migration] = postgres_schema.MIGRATIONS
+    ) -> None:
+        self.address = parse(url)
+        self.newest_schema = len(migrations)
+        self._migrations = migrations
+        self._pool: Pool | None = None
+
+    # ------------------------------------------------------------------------ opening, closing
+
+    async def open(self, boot_id: str = "") -> None:
+        """Connect, create or migrate the schema, come alive. Raises MetadataError."""
+        async with contextlib.AsyncExitStack() as stack:
+            pool = Pool(self.address)
+            stack.push_async_callback(pool.close)
+            await pool.run(postgres_schema.version)  # fails soon where nobody is there
+            await pool.run(self._prepare, patience=_MIGRATION)
+            self._holder = rows.Holder(secrets.token_hex(8), boot_id)
+            self._leases = Leases(self._holder.id)
+            self._presence = Presence(self.address, pool, self._leases)
+            await self._presence.begin()
+            stack.push_async_callback(self._presence.end)
+            self._opened = stack.pop_all()
+        self._pool = pool
+
+    async def _prepare(self, link: Link) -> None:
+        await postgres_schema.prepare(link, self.address.schema, self._migrations)
+
+    async def close(self) -> None:
+        """Finish what was begun, and let go of all that `open` acquired. May be called twice."""
+        if self._pool is None:
+            return
+        pool, self._pool = self._pool, None
+        self._leases.wake_all()
+        with anyio.CancelScope(shield=True):
+            await pool.finish()
+            await self._opened.aclose()
+
+    async def schema_version(self) -> int:
+        """The version of the tables, 0 when there are none; opens nothing. Raises MetadataError."""
+        pool = Pool(self.address)
+        try:
+            return await pool.run(postgres_schema.version)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await pool.close()
+
+    # ------------------------------------------------------------------------------- records
+
+    async def insert(
+        self,
+        upload: Upload,
+        *,
+        lease: bool = False,
+        events: Sequence[Event] = (),
+        durable: bool = False,  # noqa: ARG002  (everything is)
+        room: Room | None = None,
+    ) -> Grant | None:
+        """Write a new record, and take its lease when asked to. See the port."""
+        upload = replace(upload, version=upload.version + 1)
+        call = _new_call()
+        key = postgres_schema.second_key(self.address.schema)
+        holder = self._holder if lease else None
+
+        async def work(link: Link) -> rows.Taken:
+            token = await rows.insert(link, upload, holder, events, call, room, key)
+            return rows.Taken(token, upload, settled=True)
+
+        if not lease:
+            await self._run(work)
+            return None
+        granted = await self._granting(upload.id, call, work)
+        assert isinstance(granted, Grant)  # noqa: S101  (a new record is held by nobody else)
+        return granted
+
+    async def load(self, upload_id: UploadId) -> Loaded | None:
+        """The record and its hold, or None."""
+        return await self._run(
+            lambda link: postgres_lists.load(link, upload_id, list(self._leases.abandoned))
+        )
+
+    async def segments(self, upload_id: UploadId) -> list[Segment]:
+        """By index."""
+        return await self._run(lambda link: postgres_lists.segments(link, upload_id))
+
+    # -------------------------------------------------------------------------------- leases
+
+    async def acquire(self, upload_id: UploadId, *, force: bool = False) -> Grant | Held:
+        """Take the upload's lease if it is free, or its holder is dead. See the port."""
+        call = _new_call()
+
+        async def work(link: Link) -> rows.Taken | Upload:
+            abandoned = list(self._leases.abandoned)
+            return await rows.acquire(link, upload_id, self._holder, abandoned, call, force=force)
+
+        return await self._granting(upload_id, call, work)
+
+    async def _granting(
+        self,
+        upload_id: UploadId,
+        call: int,
+        work: Callable[[Link], Awaitable[rows.Taken | Upload]],
+    ) -> Grant | Held:
+        """Do what may be granted a lease, which nobody is left with when the caller goes away."""
+        pool, leases = self._opened_pool(), self._leases
+
+        async def take() -> Grant | Held:
+            try:
+                taken = await pool.attempt(work)
+            except UnavailableError:
+                leases.doubtful[call] = upload_id
+                raise
+            if isinstance(taken, rows.Taken):
+                return leases.grant(upload_id, taken)
+            return Held(taken)
+
+        task = pool.begin(take())
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._unwanted)
+            raise
+
+    def _unwanted(self, task: asyncio.Task[Grant | Held]) -> None:
+        """Whoever asked went away, so nothing was written under this lease."""
+        if task.cancelled() or task.exception() is not None:
+            return
+        grant = task.result()
+        if isinstance(grant, Held):
+            return
+        if grant.settled and self._pool is not None:
+            self._pool.begin(self._release(self._pool, grant.lease))
+        else:
+            self.abandon(grant.lease)
+
+    async def request_release(self, upload_id: UploadId) -> None:
+        """Ask the holder to let go."""
+        self._leases.want_upload(upload_id)
+        await self._run(lambda link: rows.want_release(link, upload_id, self._holder.id))
+
+    async def wait_released(self, upload_id: UploadId, timeout: float) -> None:
+        """Return when the lease may be free, or after `timeout` seconds."""
+        with anyio.move_on_after(timeout):
+            while self._pool is not None:
+                # Entered before the look, so that what happens after the look is not missed.
+                with self._leases.waiter(upload_id) as released:
+                    if await self._run(lambda link: self._is_free(link, upload_id)):
+                        return
+                    watch = _WATCH_TOLD if self._presence.listening else _WATCH
+                    with anyio.move_on_after(watch):
+                        await released.wait()
+
+    async def _is_free(self, link: Link, upload_id: UploadId) -> bool:
+        held = await postgres_lists.held(link, upload_id, list(self._leases.abandoned))
+        if held is not None and held.late and held.holder != self._holder.id:
+            await self._presence.probe(link, held.holder)
+            held = await postgres_lists.held(link, upload_id, list(self._leases.abandoned))
+        return held is None
+
+    async def renew(self, lease: Lease) -> None:
+        """See that the lease is held still, and make it last. See the port."""
+        if self._leases.holds(lease):
+            if await self._run(
+                lambda link: self._presence.renew(link, lease.upload_id, lease.token)
+            ):
+                return
+            self._lose(lease)
+        raise LeaseLostError(lease.upload_id)
+
+    async def commit(self, lease: Lease, change: Change) -> Upload:
+        """Carry out `change`, fenced by `lease`. See the port."""
+        upload = replace(change.upload, version=change.upload.version + 1)
+        if not self._leases.holds(lease) or lease.upload_id != upload.id:
+            self._lose(lease)
+            raise LeaseLostError(lease.upload_id)
+        pool, call, boot_id = self._opened_pool(), _new_call(), self._holder.boot_id
+
+        async def carry_out() -> Upload:
+            try:
+                await pool.attempt(
+                    lambda link: rows.commit(link, lease, boot_id, change, upload, call)
+                )
+            except LeaseLostError:
+                self._lose(lease)
+                raise
+            if change.release or change.forget:
+                self._leases.drop(lease)
+            return upload
+
+        return await asyncio.shield(pool.begin(carry_out()))
+
+    async def release(self, lease: Lease) -> None:
+        """Let go, settled. When that cannot be written down, the lease is abandoned."""
+        if self._leases.holds(lease):
+            pool = self._opened_pool()
+            await asyncio.shield(pool.begin(self._release(pool, lease)))
+
+    async def _release(self, pool: Pool, lease: Lease) -> None:
+        try:
+            await pool.attempt(lambda link: rows.release(link, lease))
+        except MetadataError:
+            self.abandon(lease)
+            raise
+        self._leases.drop(lease)
+
+    def abandon(self, lease: Lease) -> None:
+        """Let go without a word: whoever comes next must recover."""
+        if self._leases.abandon(lease) and self._pool is not None:
+            # What fails is done with a heartbeat; a holder that dies abandons all that it has.
+            self._pool.begin(self._pool.attempt(self._presence.tell_abandoned))
+
+    def _lose(self, lease: Lease) -> None:
+        """What is said to be lost must not look held: nobody will let it go any more."""
+        if self._leases.holds(lease):
+            self._leases.want(lease.token)
+            self.abandon(lease)
+
+    # --------------------------------------------------------------------------------- lists
+
+    async def pending_finals(self, part: UploadId | None = None) -> list[UploadId]:
+        """Final uploads that are still receiving: all, or those that need `part`."""
+        return await self._run(lambda link: postgres_lists.pending_finals(link, part))
+
+    async def uploads(
+        self, *, state: State | None = None, kind: Kind | None = None
+    ) -> AsyncIterator[Upload]:
+        """All records (of a state, of a kind) by id. What changes meanwhile may be missed."""
+        after = ""
+        while True:
+            page = await self._run(
+                functools.partial(
+                    postgres_lists.uploads_after, after=after, state=state, kind=kind, limit=_PAGE
+                )
+            )
+            for upload in page:
+                yield upload
+            if len(page) < _PAGE:
+                return
+            after = page[-1].id
+
+    async def expired(self, now: float, limit: int) -> list[UploadId]:
+        """Uploads whose time is up, that nobody holds alive; oldest first. See the port."""
+        abandoned = list(self._leases.abandoned)
+        return await self._run(lambda link: postgres_lists.expired(link, now, abandoned, limit))
+
+    async def tombstones(self, ended_before: float, limit: int) -> list[UploadId]:
+        """Expired, terminated and failed uploads that ended before a time, oldest first."""
+        return await self._run(lambda link: postgres_lists.tombstones(link, ended_before, limit))
+
+    async def take_turn(self, name: str, now: float, ttl: float) -> bool:
+        """Be the one who does `name` for `ttl` seconds, unless someone else who is alive is."""
+        holder = self._holder.id
+        return await self._run(lambda link: postgres_lists.take_turn(link, name, holder, now, ttl))
+
+    async def end_turn(self, name: str) -> None:
+        """Let someone else have the turn, if it is ours."""
+        await self._run(lambda link: postgres_lists.end_turn(link, name, self._holder.id))
+
+    # -------------------------------------------------------------------------------- events
+
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
+        """Take events for delivery, for `ttl` seconds. See the port.
+
+        What was claimed by a call whose answer was lost waits for the end of that claim.
+        """
+        return await self._run(lambda link: postgres_events.claim(link, now, limit, ttl))
+
+    async def acknowledge(self, sequence: int) -> None:
+        """The event was delivered: forget it."""
+        await self._run(lambda link: postgres_events.acknowledge(link, sequence))
+
+    async def postpone(
+        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
+    ) -> None:
+        """Delivery failed: try again at `due_at`; None: give it up."""
+        await self._run(
+            lambda link: postgres_events.postpone(link, sequence, due_at, done), once=True
+        )
+
+    async def events(self) -> AsyncIterator[Undelivered]:
+        """All events that are kept, by sequence."""
+        after = 0
+        while page := await self._run(
+            functools.partial(postgres_events.events, after=after, limit=_PAGE)
+        ):
+            for undelivered in page:
+                yield undelivered
+            after = page[-1].delivery.sequence
+
+    async def replay(self, sequence: int) -> bool:
+        """Have an event that was given up delivered after all. See the port."""
+        return await self._run(lambda link: postgres_events.replay(link, sequence), once=True)
+
+    async def counts(self) -> Counts:
+        """How much there is; reads an entry of an index for each upload."""
+        return await self._run(postgres_events.counts)
+
+    # ------------------------------------------------------------------------------------------
+
+    def _opened_pool(self) -> Pool:
+        if self._pool is None:
+            raise UnavailableError("the metadata database is closed")
+        return self._pool
+
+    async def _run(self, work: Callable[[Link], Awaitable[T]], *, once: bool = False) -> T:
+        return await self._opened_pool().run(work, once=once)
+
+
+def _new_call() -> int:
+    """A number that no other call has: 63 random bits."""
+    return secrets.randbits(63)
+
+
+if TYPE_CHECKING:
+    _: type[MetadataStore] = PostgresMetadataStore

@@ -1,0 +1,195 @@
+"""Connections to PostgreSQL, and what becomes of a transaction when one is lost.
+
+Nothing is kept in a session, so a pooler may give every transaction another one: statements have no
+name on the server, and are sent with their values in one message, so that one is one round trip.
+That is why the driver's own pool is not used: it lets no statement outlive its turn, and would ask
+for the types of its parameters, in a round trip more, every time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncpg
+
+from tidegate.metadata.postgres_errors import TROUBLE, Outcome, ends_connection, outcome, translate
+from tidegate.ports import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+
+    from tidegate.metadata.postgres_address import Address
+
+T = TypeVar("T")
+
+# Seconds before a transaction that failed is tried again: at first, and at most.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
+# What a connection needs to come about at most, so that a second server in the URL gets its try.
+_CONNECT = 3.0
+
+
+class Link:
+    """One connection, used by one task at a time.
+
+    Statements name tables of the schema `tidegate`; they go to the schema of the address.
+    """
+
+    def __init__(self, connection: Any, schema: str) -> None:
+        self.connection = connection
+        self.again = False
+        """Whether an earlier attempt of the same call may have been committed."""
+        self._schema = schema
+        self._statements: dict[str, Any] = {}
+
+    async def fetch(self, sql: str, *values: object) -> Sequence[Any]:
+        """The rows of a statement: one round trip, two the first time. Raises TROUBLE."""
+        statement = self._statements.get(sql)
+        if statement is None:
+            statement = await self.connection.prepare(self.named(sql))
+            self._statements[sql] = statement
+        rows: Sequence[Any] = await statement.fetch(*values)
+        return rows
+
+    async def row(self, sql: str, *values: object) -> Any:
+        """The first row of a statement, or None."""
+        rows = await self.fetch(sql, *values)
+        return rows[0] if rows else None
+
+    async def script(self, sql: str) -> None:
+        """Run statements that have no values and no answer, in one round trip."""
+        await self.connection.execute(self.named(sql))
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Several statements, each of which sees what was committed before it."""
+        await self.script("BEGIN ISOLATION LEVEL READ COMMITTED")
+        try:
+            yield
+        except Exception as error:
+            if not ends_connection(error):
+                await self.script("ROLLBACK")
+            raise
+        await self.script("COMMIT")
+
+    def named(self, sql: str) -> str:
+        """A statement on the tables that are meant."""
+        return sql.replace("tidegate.", f'"{self._schema}".')
+
+    @property
+    def usable(self) -> bool:
+        """Whether another transaction may begin."""
+        return not self.connection.is_closed() and not self.connection.is_in_transaction()
+
+
+async def connect(address: Address) -> Link:
+    """A new connection. Raises TROUBLE."""
+    connection = await asyncpg.connect(
+        address.dsn, timeout=min(_CONNECT, address.patience), statement_cache_size=0
+    )
+    return Link(connection, address.schema)
+
+
+class Pool:
+    """Runs transactions on up to `address.pool` connections."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._idle: list[Link] = []
+        self._slots = asyncio.Semaphore(address.pool)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    async def run(
+        self, work: Callable[[Link], Awaitable[T]], *, once: bool = False, patience: float = 0
+    ) -> T:
+        """As `attempt`; cancelling leaves it to end by itself."""
+        return await asyncio.shield(self.begin(self.attempt(work, once=once, patience=patience)))
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Do something that `finish` waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever was cancelled does not ask for it
+
+    async def attempt(
+        self, work: Callable[[Link], Awaitable[T]], *, once: bool = False, patience: float = 0
+    ) -> T:
+        """Carry out `work`, which is one transaction, and again when that may help.
+
+        With `once` it is not begun again when nobody knows whether it was done. Raises what `work`
+        raises, MetadataError.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (patience or self._address.patience)
+        pause = _FIRST_PAUSE
+        again = False
+        while True:
+            if self._closed:
+                raise UnavailableError("the metadata database is closed")
+            began = False
+            try:
+                async with asyncio.timeout_at(deadline), self._link() as link:
+                    began = True
+                    link.again = again
+                    return await work(link)
+            except TROUBLE as error:
+                known = outcome(error)
+                final = known is Outcome.REFUSED or (known is Outcome.UNKNOWN and began and once)
+                again = again or (began and known is Outcome.UNKNOWN)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+                # Not all at once, when many were cut off together.
+                wait = pause * random.uniform(0.5, 1)  # noqa: S311
+                if final or loop.time() + wait >= deadline:
+                    raise translate(error, self._address.dsn) from error
+            await asyncio.sleep(wait)
+
+    @contextlib.asynccontextmanager
+    async def _link(self) -> AsyncIterator[Link]:
+        async with self._slots:
+            link = await self._take()
+            try:
+                yield link
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError) or ends_connection(error):
+                    # The server may still be at work on it.
+                    link.connection.terminate()
+                raise
+            finally:
+                if link.usable and not self._closed:
+                    self._idle.append(link)
+                else:
+                    link.connection.terminate()
+
+    async def _take(self) -> Link:
+        while self._idle:
+            link = self._idle.pop()
+            if link.usable:
+                return link
+            link.connection.terminate()
+        return await connect(self._address)
+
+    async def finish(self) -> None:
+        """Wait for what was begun, but no longer than a call may take."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=self._address.patience)
+
+    async def close(self) -> None:
+        """Close all connections, and end what still goes on. Never raises."""
+        await self.finish()
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        await self.finish()
+        for link in self._idle:
+            with contextlib.suppress(*TROUBLE):
+                await link.connection.close(timeout=1)
+        self._idle.clear()

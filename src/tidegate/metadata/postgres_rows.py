@@ -1,0 +1,448 @@
+"""What the PostgreSQL store does to records and leases: a statement per operation where one can do.
+
+A statement sees what was committed before it began, however long it then waits for a row. So what
+it decides on is the row itself, which PostgreSQL looks at again after such a wait, or what it
+compares that row with; where it is anything else, the row is locked by a statement before it.
+
+`call` is a number that nobody else uses. It is written with what the call did, so that a call whose
+answer was lost and that is made again finds that it was done already.
+"""
+
+# ruff: noqa: S608  (made of our own words; what comes from outside is a value)
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tidegate.metadata.encoding import decode_upload, encode
+from tidegate.metadata.postgres_schema import ROOM
+from tidegate.ports import (
+    LeaseLostError,
+    OverLimitError,
+    PartUnavailableError,
+    PinnedError,
+    UnavailableError,
+    UnknownUploadError,
+    UploadExistsError,
+)
+from tidegate.protocol.model import Event, Kind, State, Upload, UploadId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tidegate.metadata.postgres_pool import Link
+    from tidegate.ports import Change, Lease, Room
+
+ABANDONED = ""
+"""The holder of a lease that was given up without a word."""
+RELEASED = "tidegate released "
+"""The channel on which waiting processes hear of a lease that was let go, before the schema."""
+HOLDER = "tidegate holder "
+"""The channel of a process, before its holder: a token of its own that somebody wants."""
+SHOWN = 1900
+"""How many characters of an id are in a notification, which may have 8,000 bytes."""
+
+
+class Holder(NamedTuple):
+    """Who takes leases."""
+
+    id: str
+    boot_id: str
+
+
+class Taken(NamedTuple):
+    """A lease that was taken."""
+
+    token: int
+    upload: Upload
+    settled: bool
+    boot_id: str = ""
+    """Under which boot the last holder wrote, when it never let go."""
+    previous: int | None = None
+    """The token of the lease that it took the place of."""
+
+
+# What a commit, a release or an abandonment tells those who asked for the lease. (In a statement the
+# schema is written `tidegate.`, also in here.)
+_TELL = (
+    "CASE WHEN wanted THEN"
+    f" pg_notify('{RELEASED}' || 'tidegate.', left(id, {SHOWN}))::text END AS told"
+)
+
+# ------------------------------------------------------------------------------------- inserting
+
+# Locks against whatever would end a part meanwhile; in order, so that two don't wait for each other.
+_PARTS = """
+    part AS MATERIALIZED (
+        SELECT id FROM tidegate.upload
+        WHERE id = ANY($13::text[]) AND kind = 'partial' AND state IN ('receiving', 'complete')
+        ORDER BY id FOR SHARE
+    ),"""
+_PIN = """,
+    pinned AS (
+        INSERT INTO tidegate.final_part (part_id, final_id)
+        SELECT part.id, made.id FROM part, made WHERE $3::text = 'receiving'
+    )"""
+# The rows of `older` are locked: should one be acknowledged just now, it is looked at again.
+_TOLD = """,
+    older AS MATERIALIZED (
+        SELECT 1 FROM tidegate.event WHERE upload_id = $1 AND NOT given_up FOR SHARE
+    ),
+    told AS (
+        INSERT INTO tidegate.event (upload_id, type, at, record, due_at)
+        SELECT made.id, e.type, e.at, e.record,
+            CASE WHEN e.number = 1 AND NOT EXISTS (SELECT FROM older) THEN 0 END
+        FROM made, unnest(${0}::text[], ${1}::float8[], ${2}::bytea[])
+            WITH ORDINALITY AS e (type, at, record, number)
+        ORDER BY e.number
+    )"""
+
+
+@functools.cache
+def _insert_sql(*, final: bool, told: bool) -> str:
+    first = 14 if final else 13
+    return (
+        f"WITH {_PARTS if final else ''} made AS ("
+        " INSERT INTO tidegate.upload (id, version, state, kind, expires_at, ended_at, promised,"
+        " stored, record, written_by, holder, boot_id, token, granted_by)"
+        " SELECT $1::text, $2::bigint, $3::text, $4::text, $5::float8, $6::float8, $7::bigint,"
+        " $8::bigint, $9::bytea, $10::bigint, $11::text, $12::text,"
+        " CASE WHEN $11 IS NULL THEN 0 ELSE nextval('tidegate.token') END, $10"
+        + (" WHERE cardinality($13) = (SELECT count(*) FROM part)" if final else "")
+        + " ON CONFLICT DO NOTHING RETURNING id, token)"
+        + (_PIN if final else "")
+        + (_TOLD.format(f"{first}", f"{first + 1}", f"{first + 2}") if told else "")
+        + " SELECT (SELECT token FROM made) AS token"
+        + (", (SELECT array_agg(id) FROM part) AS parts" if final else "")
+    )
+
+
+_WRITTEN = (
+    "SELECT version, token, holder, written_by, granted_by FROM tidegate.upload WHERE id = $1"
+)
+_ROOM = """
+    SELECT coalesce(sum(promised), 0) AS promised, coalesce(sum(stored), 0) AS stored
+    FROM tidegate.upload WHERE state = 'receiving'
+"""
+
+
+async def insert(
+    link: Link,
+    upload: Upload,
+    holder: Holder | None,
+    events: Sequence[Event],
+    call: int,
+    room: Room | None = None,
+    room_key: int = 0,
+) -> int:
+    """Add a record, held by `holder`; its token.
+
+    Raises UploadExistsError, PartUnavailableError, OverLimitError.
+    """
+    if room is None:
+        return await _insert(link, upload, holder, events, call)
+    async with link.transaction():
+        # One at a time: what two add together must fit, too.
+        await link.script(f"SELECT pg_advisory_xact_lock({ROOM}, {room_key})")
+        row = await link.row(_ROOM)
+        promised, stored = int(row["promised"]), int(row["stored"])
+        token = await _insert(link, upload, holder, events, call)
+        _check_room(room, promised + upload.promised, stored + upload.offset)
+        return token
+
+
+def _check_room(room: Room, promised: int, stored: int) -> None:
+    if room.unfinished is not None and promised > room.unfinished:
+        raise OverLimitError(f"unfinished uploads would come to {promised} bytes")
+    if room.missing is not None and promised - stored > room.missing:
+        raise OverLimitError(f"unfinished uploads would still need {promised - stored} bytes")
+
+
+async def _insert(
+    link: Link, upload: Upload, holder: Holder | None, events: Sequence[Event], call: int
+) -> int:
+    final = upload.kind is Kind.FINAL
+    parts = [list(dict.fromkeys(upload.parts))] if final else []
+    row = await link.row(
+        _insert_sql(final=final, told=bool(events)),
+        upload.id,
+        upload.version,
+        upload.state.value,
+        upload.kind.value,
+        upload.expires_at,
+        upload.ended_at,
+        upload.promised,
+        upload.offset,
+        encode(upload),
+        call,
+        holder and holder.id,
+        holder.boot_id if holder else "",
+        *parts,
+        *_columns(events),
+    )
+    if row["token"] is not None:
+        return int(row["token"])
+    there = await link.row(_WRITTEN, upload.id)
+    if there is not None:
+        if there["granted_by"] == call:
+            return int(there["token"])
+        if there["written_by"] == call and holder is None:
+            return 0
+        if link.again:
+            raise UnavailableError(f"{upload.id}: nobody knows who created it")
+        raise UploadExistsError(upload.id)
+    found = set((row["parts"] if final else None) or ())
+    for part in upload.parts:
+        if part not in found:
+            raise PartUnavailableError(part)
+    raise UploadExistsError(upload.id)  # and was forgotten since
+
+
+def _columns(events: Sequence[Event]) -> tuple[list[object], ...]:
+    """Events, by column; nothing when there are none."""
+    if not events:
+        return ()
+    return (
+        [event.type.value for event in events],
+        [event.at for event in events],
+        [encode(event) for event in events],
+    )
+
+
+# ---------------------------------------------------------------------------------------- leases
+
+DEAD = (
+    "(u.holder IS NOT NULL AND (u.token = ANY({0}::bigint[]) OR h.id IS NULL"
+    " OR h.expires_at <= statement_timestamp()))"
+)
+"""Whether the holder's time was over when the statement came, or its row is gone; or the token is
+one of those that this process abandoned, whether the upload's row says so yet or not."""
+
+# `seen` is what the decision is made on. The row is taken only if it still has the token and the
+# holder that were seen: every lease has a new token, and nobody who was dead comes back to life
+# under another one.
+_ACQUIRE = f"""
+    WITH seen AS MATERIALIZED (
+        SELECT u.record, u.token, u.holder, u.boot_id, u.granted_by,
+            u.holder IS NULL AS free, {DEAD.format("$6")} AS dead
+        FROM tidegate.upload u LEFT JOIN tidegate.holder h ON h.id = u.holder
+        WHERE u.id = $1::text
+    ), taken AS (
+        UPDATE tidegate.upload u
+        SET token = nextval('tidegate.token'), holder = $2::text, wanted = false,
+            boot_id = CASE WHEN s.free THEN $3::text ELSE s.boot_id END, granted_by = $4::bigint
+        FROM seen s
+        WHERE u.id = $1 AND u.token = s.token AND u.holder IS NOT DISTINCT FROM s.holder
+            AND (s.free OR s.dead OR ($5::boolean AND s.granted_by IS DISTINCT FROM $4))
+        RETURNING u.token, u.record
+    )
+    SELECT s.free, s.dead, s.token AS previous, s.holder, s.boot_id, s.granted_by,
+        t.token, coalesce(t.record, s.record) AS record,
+        CASE WHEN t.token IS NOT NULL AND NOT s.free AND NOT s.dead AND s.holder <> $2
+            THEN pg_notify('{HOLDER}' || s.holder, s.token::text)::text END AS told
+    FROM seen s LEFT JOIN taken t ON true
+"""
+
+
+async def acquire(
+    link: Link,
+    upload_id: UploadId,
+    holder: Holder,
+    abandoned: Sequence[int],
+    call: int,
+    *,
+    force: bool,
+) -> Taken | Upload:
+    """Take the lease, or return the record when someone alive has it.
+
+    `abandoned` are tokens that nobody in this process uses any more. Raises UnknownUploadError.
+    """
+    while True:
+        row = await link.row(_ACQUIRE, upload_id, holder.id, holder.boot_id, call, force, abandoned)
+        if row is None:
+            raise UnknownUploadError(upload_id)
+        upload = decode_upload(row["record"])
+        if row["token"] is not None:
+            if row["free"]:
+                return Taken(row["token"], upload, settled=True)
+            return Taken(
+                row["token"],
+                upload,
+                settled=False,
+                boot_id=row["boot_id"],
+                previous=row["previous"],
+            )
+        if row["granted_by"] == call and row["holder"] == holder.id:
+            # An answer was lost, and with it whether the last holder let go: recovering does no
+            # harm.
+            return Taken(row["previous"], upload, settled=False, boot_id=row["boot_id"])
+        if not (row["free"] or row["dead"] or force):
+            return upload
+        # Somebody was quicker: look again.
+
+
+_RELEASE = (
+    "UPDATE tidegate.upload SET holder = NULL"
+    f" WHERE id = $1 AND token = $2 AND holder = $3 RETURNING {_TELL}"
+)
+_ABANDON = (
+    "UPDATE tidegate.upload SET holder = ''"
+    " FROM unnest($1::text[], $2::bigint[]) AS a (upload_id, lease)"
+    f" WHERE id = a.upload_id AND token = a.lease AND holder = $3 RETURNING {_TELL}"
+)
+# Should the call come after this after all, it finds another token.
+_FORGET_CALL = (
+    "UPDATE tidegate.upload SET token = nextval('tidegate.token'),"
+    " holder = CASE WHEN granted_by = $2::bigint AND holder = $3::text THEN '' ELSE holder END"
+    " WHERE id = $1 AND (holder IS NULL OR holder = '' OR (granted_by = $2 AND holder = $3))"
+    f" RETURNING {_TELL}"
+)
+_WANT = f"""
+    WITH asked AS (
+        UPDATE tidegate.upload SET wanted = true
+        WHERE id = $1 AND holder <> '' AND holder <> $2 AND NOT wanted
+        RETURNING holder, token
+    )
+    SELECT pg_notify('{HOLDER}' || holder, token::text)::text FROM asked
+"""
+_LEASES = "SELECT id, token, holder, wanted FROM tidegate.upload WHERE id = ANY($1::text[])"
+
+
+async def release(link: Link, lease: Lease) -> None:
+    """Let a lease go, settled."""
+    await link.fetch(_RELEASE, lease.upload_id, lease.token, lease.holder)
+
+
+async def abandon(link: Link, holder: str, tokens: dict[int, UploadId]) -> None:
+    """Show other processes that nobody holds these leases any more."""
+    await link.fetch(_ABANDON, list(tokens.values()), list(tokens), holder)
+
+
+async def forget_call(link: Link, upload_id: UploadId, holder: str, call: int) -> None:
+    """See that a call, whose answer never came, has no lease, now or later."""
+    await link.fetch(_FORGET_CALL, upload_id, call, holder)
+
+
+async def want_release(link: Link, upload_id: UploadId, holder: str) -> None:
+    """Ask whoever holds the lease, unless it is `holder`, to let go."""
+    await link.fetch(_WANT, upload_id, holder)
+
+
+async def leases(link: Link, upload_ids: Sequence[UploadId]) -> dict[int, tuple[str | None, bool]]:
+    """Of these uploads the last lease's token, its holder, and whether it is wanted."""
+    rows = await link.fetch(_LEASES, upload_ids)
+    return {row["token"]: (row["holder"], row["wanted"]) for row in rows}
+
+
+# ------------------------------------------------------------------------------------- committing
+
+_HELD = "id = $1::text AND token = $2::bigint AND holder = $3::text AND version = $4::bigint"
+_UPDATE = (
+    "UPDATE tidegate.upload SET version = $5::bigint, state = $6::text, expires_at = $7::float8,"
+    " ended_at = $8::float8, promised = $9::bigint, stored = $10::bigint, record = $11::bytea,"
+    " written_by = $12::bigint, boot_id = $13::text,"
+    " holder = CASE WHEN $14::boolean THEN NULL ELSE holder END"
+    f" WHERE {_HELD} RETURNING id, {_TELL.replace('wanted', 'wanted AND $14')}"
+)
+_CUT = """,
+    cut AS (
+        INSERT INTO tidegate.segment (upload_id, number, record)
+        SELECT made.id, s.number, s.record
+        FROM made, unnest(${0}::bigint[], ${1}::bytea[]) AS s (number, record)
+        ON CONFLICT (upload_id, number) DO UPDATE SET record = excluded.record
+    )"""
+_UNPIN = ", unpinned AS (DELETE FROM tidegate.final_part USING made WHERE final_id = made.id)"
+_DROP = (
+    f"DELETE FROM tidegate.upload WHERE {_HELD} RETURNING id, {_TELL}",
+    ", uncut AS (DELETE FROM tidegate.segment USING made WHERE upload_id = made.id)",
+)
+
+
+@functools.cache
+def _commit_sql(*, forget: bool, cut: bool, told: bool, unpin: bool) -> str:
+    statement, first = (_DROP[0], 5) if forget else (_UPDATE, 15)
+    if not (forget or cut or told or unpin):
+        return statement
+    sql = f"WITH made AS ({statement})"
+    if forget:
+        sql += _DROP[1]
+    elif cut:
+        sql += _CUT.format(f"{first}", f"{first + 1}")
+        first += 2
+    if told:
+        sql += _TOLD.format(f"{first}", f"{first + 1}", f"{first + 2}")
+    if unpin:
+        sql += _UNPIN
+    return sql + " SELECT id FROM made"
+
+
+_LOCK = "SELECT 1 FROM tidegate.upload WHERE id = $1 FOR UPDATE"
+_PINNED = "SELECT EXISTS (SELECT FROM tidegate.final_part WHERE part_id = $1) AS pinned"
+
+
+async def commit(
+    link: Link, lease: Lease, boot_id: str, change: Change, upload: Upload, call: int
+) -> None:
+    """Carry out `change`, whose new record is `upload`.
+
+    Raises LeaseLostError, PinnedError; UnavailableError when it may have been carried out before.
+    """
+    if not change.unless_pinned:
+        done = await _commit(link, lease, boot_id, change, upload, call)
+    else:
+        async with link.transaction():
+            # A final that is being created locks its parts: its pins are seen after that.
+            await link.fetch(_LOCK, upload.id)
+            pinned = (await link.row(_PINNED, upload.id))["pinned"]
+            done = await _commit(link, lease, boot_id, change, upload, call)
+            if done and pinned:
+                raise PinnedError(upload.id)
+    if not done:
+        await _explain(link, lease, change, call)
+
+
+async def _commit(
+    link: Link, lease: Lease, boot_id: str, change: Change, upload: Upload, call: int
+) -> bool:
+    values: list[Any] = [upload.id, lease.token, lease.holder, change.upload.version]
+    cut = bool(change.segments) and not change.forget
+    if not change.forget:
+        values += [
+            upload.version,
+            upload.state.value,
+            upload.expires_at,
+            upload.ended_at,
+            upload.promised,
+            upload.offset,
+            encode(upload),
+            call,
+            boot_id,
+            change.release,
+        ]
+    if cut:
+        # One row is not written twice by one statement: the last of an index counts.
+        segments = {segment.index: encode(segment) for segment in change.segments}
+        values += [list(segments), list(segments.values())]
+    sql = _commit_sql(
+        forget=change.forget,
+        cut=cut,
+        told=bool(change.events),
+        unpin=upload.kind is Kind.FINAL and (change.forget or upload.state is not State.RECEIVING),
+    )
+    return await link.row(sql, *values, *_columns(change.events)) is not None
+
+
+async def _explain(link: Link, lease: Lease, change: Change, call: int) -> None:
+    """Say why nothing was committed, unless an earlier attempt of this call did it."""
+    row = await link.row(_WRITTEN, lease.upload_id)
+    if row is not None and row["written_by"] == call:
+        return
+    if link.again and (row is None or row["version"] > change.upload.version):
+        # Perhaps an earlier attempt, whose answer was lost, and then somebody else.
+        raise UnavailableError(f"{lease.upload_id}: nobody knows who changed it")
+    if row is None or row["token"] != lease.token or row["holder"] != lease.holder:
+        raise LeaseLostError(lease.upload_id)
+    raise LeaseLostError(
+        f"{lease.upload_id}: version {change.upload.version}, now {row['version']}"
+    )
