@@ -82,6 +82,7 @@ class PostgresMetadataStore:
             await pool.run(self._prepare, patience=_MIGRATION)
             self._holder = rows.Holder(secrets.token_hex(8), boot_id)
             self._leases = Leases(self._holder.id)
+            self._left: dict[UploadId, set[asyncio.Task[None]]] = {}
             self._presence = Presence(self.address, pool, self._leases)
             await self._presence.begin()
             stack.push_async_callback(self._presence.end)
@@ -179,24 +180,34 @@ class PostgresMetadataStore:
                 return leases.grant(upload_id, taken)
             return Held(taken)
 
+        # Not before what an earlier caller left behind has let go.
+        while left := self._left.get(upload_id):
+            await asyncio.wait(left)
         task = pool.begin(take())
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(self._unwanted)
+            left = self._left.setdefault(upload_id, set())
+            undone = pool.begin(self._undo(pool, upload_id, task))
+            left.add(undone)
             raise
 
-    def _unwanted(self, task: asyncio.Task[Grant | Held]) -> None:
-        """Whoever asked went away, so nothing was written under this lease."""
-        if task.cancelled() or task.exception() is not None:
-            return
-        grant = task.result()
-        if isinstance(grant, Held):
-            return
-        if grant.settled and self._pool is not None:
-            self._pool.begin(self._release(self._pool, grant.lease))
-        else:
-            self.abandon(grant.lease)
+    async def _undo(
+        self, pool: Pool, upload_id: UploadId, task: asyncio.Task[Grant | Held]
+    ) -> None:
+        """Whoever asked went away, so nothing was written under this lease: let it go."""
+        try:
+            with contextlib.suppress(MetadataError):
+                grant = await task
+                if isinstance(grant, Grant) and grant.settled:
+                    await self._release(pool, grant.lease)
+                elif isinstance(grant, Grant):
+                    self.abandon(grant.lease)
+        finally:
+            left = self._left[upload_id]
+            left.discard(asyncio.current_task())
+            if not left:
+                del self._left[upload_id]
 
     async def request_release(self, upload_id: UploadId) -> None:
         """Ask the holder to let go."""

@@ -1,0 +1,273 @@
+"""What stands between a store and PostgreSQL in tests: a line that is cut, and a pooler.
+
+Both know the messages of PostgreSQL's protocol, version 3, and nothing of what is in them but the
+text of statements. They run on the test's own event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import struct
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SSL_REQUEST, _CANCEL_REQUEST = 80877103, 80877102
+
+
+class Message(NamedTuple):
+    """One message as it is on the wire; a greeting has no kind."""
+
+    kind: bytes
+    body: bytes
+
+    @property
+    def raw(self) -> bytes:
+        return self.kind + struct.pack("!i", len(self.body) + 4) + self.body
+
+    @property
+    def code(self) -> int:
+        """What a greeting wants."""
+        return int(struct.unpack_from("!i", self.body)[0])
+
+
+async def read(stream: asyncio.StreamReader, *, greeting: bool = False) -> Message:
+    """The next message. Raises EOFError, OSError."""
+    kind = b"" if greeting else await stream.readexactly(1)
+    (size,) = struct.unpack("!i", await stream.readexactly(4))
+    return Message(kind, await stream.readexactly(size - 4))
+
+
+async def greeted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Message:
+    """A client's greeting; there is no TLS here."""
+    message = await read(reader, greeting=True)
+    while message.code == _SSL_REQUEST:
+        writer.write(b"N")
+        message = await read(reader, greeting=True)
+    return message
+
+
+class _Server:
+    """Accepts connections of clients for as long as it is entered."""
+
+    def __init__(self, port: int) -> None:
+        self._upstream = port
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.cut()
+        for task in list(self._tasks):
+            task.cancel()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+        await self._server.wait_closed()
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        try:
+            with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
+                await self._serve(reader, writer)
+        finally:
+            writer.transport.abort()
+            self._writers.discard(writer)
+            self._tasks.discard(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._upstream)
+        self._writers.add(writer)
+        return reader, writer
+
+
+class CuttingLine(_Server):
+    """Passes everything on, until it is told to lose something."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.statements: list[str] = []
+        """All that were executed, in order."""
+        self.parsed: set[bytes] = set()
+        """The names that statements were given."""
+        self.down = False
+        """Nobody gets through any more. See `cut`."""
+        self.deaf = False
+        """Answers are kept back, and nothing says so."""
+        self._lose: tuple[str, bool] | None = None
+        self.lost = asyncio.Event()
+
+    def lose_answer(self, text: str) -> None:
+        """Cut the line of the next statement with `text` in it, once the server has carried it out."""
+        self.lost.clear()
+        self._lose = (text, True)
+
+    def lose_request(self, text: str) -> None:
+        """Cut the line of the next statement with `text` in it, before the server has it."""
+        self.lost.clear()
+        self._lose = (text, False)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.down:
+            return
+        greeting = await greeted(reader, writer)
+        above, below = await self._connect()
+        try:
+            below.write(greeting.raw)
+            await _first(self._up(reader, writer, below), self._down(above, writer))
+        finally:
+            below.transport.abort()
+            self._writers.discard(below)
+
+    async def _up(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        below: asyncio.StreamWriter,
+    ) -> None:
+        text = ""
+        while True:
+            message = await read(reader)
+            if message.kind == b"P":
+                name, _, rest = message.body.partition(b"\0")
+                self.parsed.add(name)
+                text = rest.partition(b"\0")[0].decode()
+            elif message.kind == b"Q":
+                text = message.body[:-1].decode()
+            if message.kind in {b"E", b"Q"}:
+                self.statements.append(text)
+                if self._lose is not None and self._lose[0] in text:
+                    carried_out = self._lose[1]
+                    self._lose = None
+                    if not carried_out:
+                        self.lost.set()
+                        return
+                    writer.transport.abort()
+                    below.write(message.raw + (Message(b"S", b"").raw * (message.kind == b"E")))
+                    self._swallowing = asyncio.Event()
+                    await self._swallowing.wait()
+                    self.lost.set()
+                    return
+            below.write(message.raw)
+
+    async def _down(self, above: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            message = await read(above)
+            if writer.transport.is_closing():
+                if message.kind == b"Z":
+                    self._swallowing.set()
+            elif not self.deaf:
+                writer.write(message.raw)
+
+
+class Pooler(_Server):
+    """Lends a server's session to a client for one transaction, and forgets all that it left there.
+
+    As pgbouncer does with pool_mode=transaction, with server_reset_query_always, and with the
+    worst of luck: no client gets the session that it had before, if there is another one.
+    """
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._settings: list[Message] = []
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        greeting = await greeted(reader, writer)
+        if greeting.code == _CANCEL_REQUEST:
+            return
+        if not self._settings:
+            await self._session(greeting)
+        key = Message(b"K", struct.pack("!ii", random.randrange(1, 2**31), 7))
+        ready = Message(b"Z", b"I")
+        for message in (Message(b"R", struct.pack("!i", 0)), *self._settings, key, ready):
+            writer.write(message.raw)
+        last = None
+        while True:
+            message = await read(reader)
+            if message.kind == b"X":
+                return
+            if all(session is last for session in self._idle):
+                await self._session(greeting)
+            last = random.choice([session for session in self._idle if session is not last])
+            self._idle.remove(last)
+            above, below = last
+            below.write(message.raw)
+            try:
+                await _first(self._up(reader, below), self._transaction(above, writer))
+                await self._reset(above, below)
+            except BaseException:
+                below.transport.abort()
+                raise
+            self._idle.append(last)
+
+    async def _session(self, greeting: Message) -> None:
+        """Open another session."""
+        above, below = await self._connect()
+        below.write(greeting.raw)
+        settings: list[Message] = []
+        while (message := await read(above)).kind != b"Z":
+            if message.kind == b"E":
+                raise OSError(message.body)
+            if message.kind == b"S":
+                settings.append(message)
+        self._settings = settings
+        self._idle.append((above, below))
+
+    @staticmethod
+    async def _up(reader: asyncio.StreamReader, below: asyncio.StreamWriter) -> None:
+        while (message := await read(reader)).kind != b"X":
+            below.write(message.raw)
+        raise EOFError
+
+    @staticmethod
+    async def _transaction(above: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            message = await read(above)
+            if message.kind == b"A":  # a notification, for whoever had this session before
+                continue
+            writer.write(message.raw)
+            if message == Message(b"Z", b"I"):
+                return
+
+    @staticmethod
+    async def _reset(above: asyncio.StreamReader, below: asyncio.StreamWriter) -> None:
+        below.write(Message(b"Q", b"DISCARD ALL\0").raw)
+        while (await read(above)).kind != b"Z":
+            pass
+
+
+async def _first(*work: object) -> None:
+    """Do several things until one of them ends; what it raised."""
+    tasks = [asyncio.ensure_future(w) for w in work]  # type: ignore[call-overload]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def executed(line: CuttingLine, words: Iterable[str]) -> list[str]:
+    """The statements that have all `words` in them."""
+    return [text for text in line.statements if all(word in text for word in words)]
