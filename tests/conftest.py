@@ -25,6 +25,7 @@ from types import FrameType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import anyio.pytest_plugin
+import asyncpg  # noqa: F401  (gets hold of hashlib's own functions, which it takes for no methods)
 import blockbuster.blockbuster
 import hypothesis
 import pytest

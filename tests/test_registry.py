@@ -11,6 +11,7 @@ import pytest
 
 from tidegate import registry
 from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.postgres import PostgresMetadataStore
 from tidegate.metadata.redis import RedisMetadataStore
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.protocol.model import Upload, UploadId
@@ -74,12 +75,36 @@ def test_a_wrong_data_url_says_what_would_be_right(url: str, said: list[str]) ->
     assert [words for words in said if words not in str(caught.value)] == []
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "PostgreSQL"])
+def test_a_database_is_named_by_a_postgresql_url(scheme: str) -> None:
+    store = metadata_store(f"{scheme}://user:secret@host/db?schema=here&pool=3")
+    assert isinstance(store, PostgresMetadataStore)
+    assert store.address.dsn == "postgresql://user:secret@host/db"
+    assert (store.address.schema, store.address.pool) == ("here", 3)
+
+
 def test_a_wrong_metadata_url_says_what_would_be_right_and_tells_no_password() -> None:
-    with pytest.raises(StoreURLError, match=r"no store postgres:.*sqlite:PATH.* or memory:") as c:
-        metadata_store("postgres://user:secret@host/db")
-    assert "secret" not in str(c.value)
+    with pytest.raises(StoreURLError, match=r"no store postgrsql: \(did you mean") as caught:
+        metadata_store("postgrsql://user:secret@host/db")
+    assert "sqlite:PATH or postgresql://USER@HOST/DB or" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(
+        StoreURLError, match=r"//…@host/db\?pool=x' has pool=x: expec"
+    ) as caught:
+        registry.check_metadata("postgresql://user:secret@host/db?pool=x")
+    assert "secret" not in str(caught.value)
     with pytest.raises(StoreURLError, match="no store file:"):
         metadata_store("file:x.db")
+
+
+def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("tidegate.metadata.postgres")]:
+        if name != "tidegate.metadata.postgres_address":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    registry.check_metadata("postgresql://host/db")  # needs none
+    with pytest.raises(StoreURLError, match=r"needs asyncpg.*tidegate\[postgresql\]"):
+        metadata_store("postgresql://host/db")
 
 
 def test_metadata_goes_beside_the_data_unless_told_otherwise() -> None:
@@ -92,10 +117,13 @@ def test_metadata_goes_beside_the_data_unless_told_otherwise() -> None:
 def test_what_lasts_is_not_paired_with_what_does_not() -> None:
     registry.check_pair("data", "x.db")
     registry.check_pair("memory:", "memory:")
+    registry.check_pair("data", "postgresql://host/db")
     with pytest.raises(StoreURLError, match="files without records are deleted"):
         registry.check_pair("data", "memory:")
     with pytest.raises(StoreURLError, match="bytes in memory: are lost"):
         registry.check_pair("memory:", "x.db")
+    with pytest.raises(StoreURLError, match="bytes in memory: are lost"):
+        registry.check_pair("memory:", "postgresql://host/db")
 
 
 def test_folders_are_where_stores_write() -> None:

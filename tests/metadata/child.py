@@ -1,35 +1,41 @@
 """A second process on the same database. Says on its standard output how far it is.
 
-child.py PATH hold ID          take the lease of ID, say so, and keep it
-child.py PATH add ID TIMES     take the lease, add one to the offset, let go; so many times
-child.py PATH turn NAME        take the turn of NAME for an hour, say so, and keep it
-child.py PATH insert           insert records, saying the id of each that is acknowledged
+child.py PLACE hold ID          take the lease of ID, say so, and keep it
+child.py PLACE hold ID commit  the same, and commit when it is wanted: refused, or committed
+child.py PLACE add ID TIMES     take the lease, add one to the offset, let go; so many times
+child.py PLACE turn NAME        take the turn of NAME for an hour, say so, and keep it
+child.py PLACE insert           insert records, saying the id of each that is acknowledged
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from pathlib import Path
+from contextlib import suppress
 
 import anyio
 from msgspec.structs import replace
 
-from tidegate.metadata.sqlite import SQLiteMetadataStore
-from tidegate.ports import Change, Grant, Held
+from tidegate import registry
+from tidegate.ports import Change, Grant, Held, MetadataError, MetadataStore
 from tidegate.protocol.model import UploadId
 from tidegate.testing.metadata.support import hold, upload
 
 
 async def main(*arguments: str) -> None:
-    path, what, *args = arguments
-    store = SQLiteMetadataStore(Path(path))
+    place, what, *args = arguments
+    store = registry.metadata_store(place)
     await store.open("child")
     if what == "hold":
         grant = await hold(store, UploadId(args[0]))
         print("held", flush=True)
         await grant.wanted.wait()
         print("wanted", flush=True)
+        if len(args) > 1:
+            with suppress(MetadataError):
+                await store.commit(grant.lease, Change(upload=replace(grant.upload, offset=99)))
+                print("committed", flush=True)
+            print("refused", flush=True)
         await anyio.sleep_forever()
     elif what == "add":
         for _ in range(int(args[1])):
@@ -45,7 +51,7 @@ async def main(*arguments: str) -> None:
     await store.close()
 
 
-async def add(store: SQLiteMetadataStore, upload_id: UploadId) -> None:
+async def add(store: MetadataStore, upload_id: UploadId) -> None:
     attempt: Grant | Held = await store.acquire(upload_id)
     while isinstance(attempt, Held):
         await store.wait_released(upload_id, 10)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
+from tests.support import postgres
 
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 
@@ -48,16 +50,29 @@ async def store(path: Path) -> AsyncIterator[SQLiteMetadataStore]:
     await store.close()
 
 
+@contextmanager
+def started(place: str, *args: str) -> Iterator[Child]:
+    command = [sys.executable, str(CHILD), place, *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield Child(process, process.stdout)
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def child(path: Path) -> Callable[..., AbstractContextManager[Child]]:
-    @contextmanager
-    def start(*args: str) -> Iterator[Child]:
-        command = [sys.executable, str(CHILD), str(path), *args]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            try:
-                yield Child(process, process.stdout)
-            finally:
-                process.kill()
+    return functools.partial(started, str(path))
 
-    return start
+
+@pytest.fixture
+def url() -> str:
+    """Of PostgreSQL, in a schema of its own; with short times."""
+    return postgres.server().url(heartbeat=0.2, ttl=1)
+
+
+@pytest.fixture
+def sibling(url: str) -> Callable[..., AbstractContextManager[Child]]:
+    """A second process on PostgreSQL."""
+    return functools.partial(started, url)

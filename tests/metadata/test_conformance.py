@@ -6,8 +6,11 @@ import itertools
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support import postgres
+from tests.support.postgres_wire import Pooler
 
 from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.postgres import PostgresMetadataStore
 from tidegate.metadata.redis import RedisMetadataStore
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.testing.metadata import (
@@ -39,6 +42,20 @@ async def test_sqlite(check: Check, tmp_path: Path) -> None:
 async def test_redis(check: Check, valkey: Valkey) -> None:
     url = valkey.url()
     await check(lambda: RedisMetadataStore(url))
+
+
+@pytest.mark.parametrize("check", METADATA_STORE_CHECKS + SHARED_METADATA_STORE_CHECKS, ids=_name)
+async def test_postgresql(check: Check) -> None:
+    url = postgres.server().url()
+    await check(lambda: PostgresMetadataStore(url))
+
+
+@pytest.mark.parametrize("check", METADATA_STORE_CHECKS + SHARED_METADATA_STORE_CHECKS, ids=_name)
+async def test_postgresql_behind_a_pooler(check: Check) -> None:
+    """No transaction finds the session of the one before, nor what that left in its own."""
+    async with Pooler(postgres.server().port) as pooler:
+        url = postgres.server().url(port=pooler.port)
+        await check(lambda: PostgresMetadataStore(url))
 
 
 @pytest.mark.parametrize("check", METADATA_STORE_CHECKS, ids=_name)

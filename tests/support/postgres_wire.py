@@ -143,13 +143,15 @@ class CuttingLine(_Server):
         writer: asyncio.StreamWriter,
         below: asyncio.StreamWriter,
     ) -> None:
-        text = ""
+        text, texts = "", dict[bytes, str]()
         while True:
             message = await read(reader)
             if message.kind == b"P":
-                name, _, rest = message.body.partition(b"\0")
+                name, sql, _ = message.body.split(b"\0", 2)
                 self.parsed.add(name)
-                text = rest.partition(b"\0")[0].decode()
+                texts[name] = sql.decode()
+            elif message.kind == b"B":
+                text = texts[message.body.split(b"\0", 2)[1]]
             elif message.kind == b"Q":
                 text = message.body[:-1].decode()
             if message.kind in {b"E", b"Q"}:

@@ -30,13 +30,14 @@ from tidegate.ports import (
     Loaded,
     MetadataError,
     UnavailableError,
+    UnknownUploadError,
 )
 from tidegate.protocol.capabilities import Capability
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from tidegate.metadata.postgres_pool import Link
+    from tidegate.metadata.postgres_link import Link
     from tidegate.metadata.postgres_schema import Migration
     from tidegate.ports import Change, Counts, MetadataStore, Room, Undelivered
     from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
@@ -90,7 +91,7 @@ class PostgresMetadataStore:
         self._pool = pool
 
     async def _prepare(self, link: Link) -> None:
-        await postgres_schema.prepare(link, self.address.schema, self._migrations)
+        await postgres_schema.prepare(link, self._migrations)
 
     async def close(self) -> None:
         """Finish what was begun, and let go of all that `open` acquired. May be called twice."""
@@ -141,6 +142,8 @@ class PostgresMetadataStore:
 
     async def load(self, upload_id: UploadId) -> Loaded | None:
         """The record and its hold, or None."""
+        if not _is_text(upload_id):
+            return None
         return await self._run(
             lambda link: postgres_lists.load(link, upload_id, list(self._leases.abandoned))
         )
@@ -153,6 +156,8 @@ class PostgresMetadataStore:
 
     async def acquire(self, upload_id: UploadId, *, force: bool = False) -> Grant | Held:
         """Take the upload's lease if it is free, or its holder is dead. See the port."""
+        if not _is_text(upload_id):
+            raise UnknownUploadError(upload_id)
         call = _new_call()
 
         async def work(link: Link) -> rows.Taken | Upload:
@@ -380,6 +385,11 @@ class PostgresMetadataStore:
 
     async def _run(self, work: Callable[[Link], Awaitable[T]], *, once: bool = False) -> T:
         return await self._opened_pool().run(work, once=once)
+
+
+def _is_text(upload_id: str) -> bool:
+    """Whether PostgreSQL could have stored it: an id from a URL may have any character in it."""
+    return "\0" not in upload_id and not any("\ud800" <= c <= "\udfff" for c in upload_id)
 
 
 def _new_call() -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 import msgspec
 
@@ -57,9 +57,8 @@ def parse(url: str) -> Address:
         else:
             rest.append((name, value))
     fields = {name: _READERS[name](name, value) for name, value in options.items()}
-    dsn = urlunsplit(parts._replace(scheme="postgresql", query=urlencode(rest)))
-    if not parts.netloc and not parts.path:  # urlunsplit drops the slashes of what is empty
-        dsn = f"postgresql://{dsn.partition(':')[2]}"
+    place = url.partition(":")[2].partition("?")[0]
+    dsn = f"postgresql:{place}{'?' if rest else ''}{urlencode(rest)}"
     address = msgspec.convert({"dsn": dsn, **fields}, Address)
     if address.ttl < 2 * address.heartbeat:
         raise AddressError("has a ttl under two heartbeats: one that is late would cost uploads")

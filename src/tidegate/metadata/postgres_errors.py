@@ -9,8 +9,15 @@ import asyncpg
 from tidegate.metadata.postgres_address import secrets_of
 from tidegate.ports import MetadataError, NoRoomError, UnavailableError
 
-TROUBLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
-"""All that a connection may raise; the driver's InternalClientError is one of InterfaceError's."""
+TROUBLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+"""All that a connection may raise. The last is raised, too, by one that is used at the moment at
+which the server ends it."""
 
 
 class Outcome(enum.Enum):
@@ -41,6 +48,8 @@ _OUTCOMES: dict[str, Outcome] = {
     "55P03": Outcome.UNDONE,  # lock_not_available
     "40": Outcome.UNDONE,  # serialization_failure, deadlock_detected
     "40003": Outcome.UNKNOWN,  # statement_completion_unknown
+    "26000": Outcome.UNDONE,  # invalid_sql_statement_name: see `is_of_pooler`
+    "42P05": Outcome.UNDONE,  # duplicate_prepared_statement
     "25006": Outcome.UNDONE,  # read_only_sql_transaction: a standby; elsewhere it may go on
 }
 _SETUP = frozenset({"28", "3D", "42", "0A"})
@@ -53,16 +62,27 @@ def outcome(error: BaseException) -> Outcome:
         return Outcome.REFUSED  # of the driver, about a value or the URL
     if not isinstance(error, asyncpg.PostgresError):
         return Outcome.UNKNOWN
+    if isinstance(error, asyncpg.InvalidCachedStatementError):
+        return Outcome.UNDONE  # the tables were migrated
     code = error.sqlstate or ""
     return _OUTCOMES.get(code, _OUTCOMES.get(code[:2], Outcome.REFUSED))
 
 
 def ends_connection(error: BaseException) -> bool:
-    """Whether the connection is not to be used again: it is lost, or leads to a standby."""
+    """Whether the connection is not to be used again: it is lost, or not what it was."""
     if not isinstance(error, TROUBLE):
         return False
+    if isinstance(error, asyncpg.InvalidCachedStatementError) or is_of_pooler(error):
+        return True
     code = getattr(error, "sqlstate", None)
     return outcome(error) is Outcome.UNKNOWN or code in {"25006", "57P03"}
+
+
+def is_of_pooler(error: BaseException) -> bool:
+    """Whether a prepared statement was not in the session where it was looked for: a pooler, that
+    did not look like one, has changed it.
+    """
+    return getattr(error, "sqlstate", None) in {"26000", "42P05"}
 
 
 def translate(error: BaseException, dsn: str) -> MetadataError:

@@ -19,7 +19,7 @@ from tidegate.protocol.model import State
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tidegate.metadata.postgres_pool import Link
+    from tidegate.metadata.postgres_link import Link
 
 # That there is none before it is true of all that are due, but for an event that is replayed while
 # its upload is changed.

@@ -13,7 +13,7 @@ from tidegate.ports import Hold, Loaded
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidegate.metadata.postgres_pool import Link
+    from tidegate.metadata.postgres_link import Link
     from tidegate.protocol.model import Kind, Segment, State, Upload, UploadId
 
 _LOAD = f"""

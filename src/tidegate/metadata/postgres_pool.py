@@ -1,9 +1,7 @@
 """Connections to PostgreSQL, and what becomes of a transaction when one is lost.
 
-Nothing is kept in a session, so a pooler may give every transaction another one: statements have no
-name on the server, and are sent with their values in one message, so that one is one round trip.
-That is why the driver's own pool is not used: it lets no statement outlive its turn, and would ask
-for the types of its parameters, in a round trip more, every time.
+(The driver's own pool lets no statement outlive its turn, and clears the session in a round trip of
+its own after every one.)
 """
 
 from __future__ import annotations
@@ -13,13 +11,19 @@ import contextlib
 import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import asyncpg
-
-from tidegate.metadata.postgres_errors import TROUBLE, Outcome, ends_connection, outcome, translate
+from tidegate.metadata.postgres_errors import (
+    TROUBLE,
+    Outcome,
+    ends_connection,
+    is_of_pooler,
+    outcome,
+    translate,
+)
+from tidegate.metadata.postgres_link import Link, connect
 from tidegate.ports import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from tidegate.metadata.postgres_address import Address
 
@@ -27,69 +31,6 @@ T = TypeVar("T")
 
 # Seconds before a transaction that failed is tried again: at first, and at most.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
-# What a connection needs to come about at most, so that a second server in the URL gets its try.
-_CONNECT = 3.0
-
-
-class Link:
-    """One connection, used by one task at a time.
-
-    Statements name tables of the schema `tidegate`; they go to the schema of the address.
-    """
-
-    def __init__(self, connection: Any, schema: str) -> None:
-        self.connection = connection
-        self.again = False
-        """Whether an earlier attempt of the same call may have been committed."""
-        self._schema = schema
-        self._statements: dict[str, Any] = {}
-
-    async def fetch(self, sql: str, *values: object) -> Sequence[Any]:
-        """The rows of a statement: one round trip, two the first time. Raises TROUBLE."""
-        statement = self._statements.get(sql)
-        if statement is None:
-            statement = await self.connection.prepare(self.named(sql))
-            self._statements[sql] = statement
-        rows: Sequence[Any] = await statement.fetch(*values)
-        return rows
-
-    async def row(self, sql: str, *values: object) -> Any:
-        """The first row of a statement, or None."""
-        rows = await self.fetch(sql, *values)
-        return rows[0] if rows else None
-
-    async def script(self, sql: str) -> None:
-        """Run statements that have no values and no answer, in one round trip."""
-        await self.connection.execute(self.named(sql))
-
-    @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        """Several statements, each of which sees what was committed before it."""
-        await self.script("BEGIN ISOLATION LEVEL READ COMMITTED")
-        try:
-            yield
-        except Exception as error:
-            if not ends_connection(error):
-                await self.script("ROLLBACK")
-            raise
-        await self.script("COMMIT")
-
-    def named(self, sql: str) -> str:
-        """A statement on the tables that are meant."""
-        return sql.replace("tidegate.", f'"{self._schema}".')
-
-    @property
-    def usable(self) -> bool:
-        """Whether another transaction may begin."""
-        return not self.connection.is_closed() and not self.connection.is_in_transaction()
-
-
-async def connect(address: Address) -> Link:
-    """A new connection. Raises TROUBLE."""
-    connection = await asyncpg.connect(
-        address.dsn, timeout=min(_CONNECT, address.patience), statement_cache_size=0
-    )
-    return Link(connection, address.schema)
 
 
 class Pool:
@@ -97,6 +38,7 @@ class Pool:
 
     def __init__(self, address: Address) -> None:
         self._address = address
+        self._prepares = True
         self._idle: list[Link] = []
         self._slots = asyncio.Semaphore(address.pool)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -143,6 +85,7 @@ class Pool:
                     return await work(link)
             except TROUBLE as error:
                 known = outcome(error)
+                self._prepares = self._prepares and not is_of_pooler(error)
                 final = known is Outcome.REFUSED or (known is Outcome.UNKNOWN and began and once)
                 again = again or (began and known is Outcome.UNKNOWN)
                 pause = min(pause * 2, _LONGEST_PAUSE)
@@ -175,7 +118,7 @@ class Pool:
             if link.usable:
                 return link
             link.connection.terminate()
-        return await connect(self._address)
+        return await connect(self._address, prepares=self._prepares)
 
     async def finish(self) -> None:
         """Wait for what was begun, but no longer than a call may take."""

@@ -5,8 +5,6 @@ leases. Besides, it keeps one connection, where that is a session of its own, on
 once what others want, and which holds a lock that PostgreSQL drops when the process dies.
 """
 
-
-
 from __future__ import annotations
 
 import asyncio
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidegate.metadata import postgres_rows as rows
 from tidegate.metadata.postgres_errors import TROUBLE, translate
-from tidegate.metadata.postgres_pool import connect
+from tidegate.metadata.postgres_link import connect
 from tidegate.ports import MetadataError
 
 if TYPE_CHECKING:
@@ -24,7 +22,8 @@ if TYPE_CHECKING:
 
     from tidegate.metadata.postgres_address import Address
     from tidegate.metadata.postgres_leases import Leases
-    from tidegate.metadata.postgres_pool import Link, Pool
+    from tidegate.metadata.postgres_link import Link
+    from tidegate.metadata.postgres_pool import Pool
 
 log = logging.getLogger("tidegate.metadata")
 
@@ -64,7 +63,6 @@ _PROBE = """
         AND CASE WHEN late_at < clock_timestamp()
             THEN pg_try_advisory_xact_lock(session) ELSE false END
 """
-_IS_SESSION = "SELECT pg_backend_pid() AS pid"
 _LOCK = "SELECT pg_try_advisory_lock($1::bigint) AS locked"
 
 
@@ -191,7 +189,7 @@ class Presence:
                 log.info("not listening: %s", translate(error, self._address.dsn))
             else:
                 try:
-                    if not await self._is_session(link):
+                    if not link.direct and self._address.listen is None:
                         log.info("not listening: the connections are a pooler's")
                         return
                     await self._attend(link)
@@ -203,13 +201,6 @@ class Presence:
                     self._due.set()
                     link.connection.terminate()
             await asyncio.sleep(self._address.heartbeat / 2)
-
-    async def _is_session(self, link: Link) -> bool:
-        """Whether the server that greeted us is the one that answers: a pooler's greeting is its
-        own.
-        """
-        row = await link.row(_IS_SESSION)
-        return self._address.listen is True or row["pid"] == link.connection.get_server_pid()
 
     async def _attend(self, link: Link) -> None:
         """Listen until nothing is heard."""

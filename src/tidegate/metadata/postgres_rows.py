@@ -31,7 +31,7 @@ from tidegate.protocol.model import Event, Kind, State, Upload, UploadId
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidegate.metadata.postgres_pool import Link
+    from tidegate.metadata.postgres_link import Link
     from tidegate.ports import Change, Lease, Room
 
 ABANDONED = ""

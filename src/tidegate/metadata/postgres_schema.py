@@ -12,7 +12,7 @@ from tidegate.ports import MetadataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidegate.metadata.postgres_pool import Link
+    from tidegate.metadata.postgres_link import Link
 
 Migration: TypeAlias = str
 """The statements that take the tables from one version to the next."""
@@ -102,7 +102,12 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
 MIGRATE: Final = 0x7469646D  # "tidm"
 ROOM: Final = 0x74696472  # "tidr"
 
-_TABLE = "SELECT to_regclass('tidegate.schema_version') IS NOT NULL AS found"
+# Not to_regclass(): that looks into a cache, which knows nothing yet of what another one made while
+# we waited for the lock.
+_TABLE = """
+    SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = 'schema_version'
+"""
 _VERSION = "SELECT version FROM tidegate.schema_version"
 _SCHEMA = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1"
 
@@ -114,23 +119,23 @@ def second_key(schema: str) -> int:
 
 async def version(link: Link) -> int:
     """The version of the tables; 0 when there are none."""
-    if not (await link.row(_TABLE))["found"]:
+    if await link.row(_TABLE, link.schema) is None:
         return 0
     row = await link.row(_VERSION)
     return 0 if row is None else int(row["version"])
 
 
-async def prepare(link: Link, schema: str, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+async def prepare(link: Link, migrations: Sequence[Migration]) -> None:
     """Make the tables, or bring them to the newest version, whoever else does the same.
 
     Raises MetadataError when they are newer than that.
     """
-    newest = len(migrations)
-    if await _checked(link, schema, newest) == newest:
+    schema, newest = link.schema, len(migrations)
+    if await _checked(link, newest) == newest:
         return
     async with link.transaction():
         await link.script(f"SELECT pg_advisory_xact_lock({MIGRATE}, {second_key(schema)})")
-        found = await _checked(link, schema, newest)
+        found = await _checked(link, newest)
         # An operator may have made it, and not let us.
         if await link.row(_SCHEMA, schema) is None:
             await link.script(f'CREATE SCHEMA "{schema}"')
@@ -147,11 +152,11 @@ async def prepare(link: Link, schema: str, migrations: Sequence[Migration] = MIG
             )
 
 
-async def _checked(link: Link, schema: str, newest: int) -> int:
+async def _checked(link: Link, newest: int) -> int:
     found = await version(link)
     if found > newest:
         raise MetadataError(
-            f"schema {schema}: written by a newer tidegate (version {found}, this one knows"
+            f"schema {link.schema}: written by a newer tidegate (version {found}, this one knows"
             f" {newest})"
         )
     return found
