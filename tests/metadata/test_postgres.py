@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from tests.metadata.conftest import Child
 
-    from tidegate.ports import Delivery, MetadataStore
-    from tidegate.protocol.model import UploadId
+    from tidegate.ports import Delivery, Lease, MetadataStore
+    from tidegate.protocol.model import Upload, UploadId
 
     Sibling = Callable[..., AbstractContextManager[Child]]
 
@@ -242,9 +242,8 @@ async def has_session(url: str) -> bool:
 async def test_a_lost_session_is_not_death(settled_server: postgres.Postgres) -> None:
     """The holder says at once that it lives, and keeps its leases."""
     async with CuttingLine(settled_server.port) as line:
-        options = {"heartbeat": 0.3, "ttl": LONG}
-        url = settled_server.url(**options)
-        cut = settled_server.url(schema_of(url), port=line.port, **options)
+        url = settled_server.url(heartbeat=0.3, ttl=LONG)
+        cut = url.replace(f":{settled_server.port}/", f":{line.port}/")
         async with (
             opened(lambda: PostgresMetadataStore(url)) as here,
             opened(lambda: PostgresMetadataStore(cut)) as there,
@@ -362,25 +361,23 @@ async def test_no_part_ends_while_a_final_is_created(url: str) -> None:
             await add(here, one, two)
             grant = await hold(there, two.id)
             gone = replace(grant.upload, state=State.TERMINATED, ended_at=NOW)
-            needs, seen = final(two, one), set[str]()
+            seen = set[str]()
 
-            async def create(needs: object = needs, seen: set[str] = seen) -> None:
+            async def create(needs: Upload, seen: set[str]) -> None:
                 try:
-                    await here.insert(needs)  # type: ignore[arg-type]
+                    await here.insert(needs)
                 except PartUnavailableError:
                     seen.add("refused")
 
-            async def end(
-                grant: object = grant, gone: object = gone, seen: set[str] = seen
-            ) -> None:
+            async def end(lease: Lease, gone: Upload, seen: set[str]) -> None:
                 try:
-                    await there.commit(grant.lease, Change(upload=gone, unless_pinned=True))  # type: ignore
+                    await there.commit(lease, Change(upload=gone, unless_pinned=True))
                 except PinnedError:
                     seen.add("pinned")
 
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(create)
-                tasks.start_soon(end)
+                tasks.start_soon(create, final(two, one), seen)
+                tasks.start_soon(end, grant.lease, gone, seen)
             assert len(seen) == 1
             outcomes |= seen
         assert outcomes  # of which there are both, mostly; it is not for us to say

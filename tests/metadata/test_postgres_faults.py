@@ -296,7 +296,7 @@ async def test_an_outage_is_said_and_ends(line: CuttingLine, schema: str) -> Non
             lambda: store.insert(upload()),
             lambda: store.renew(grant.lease),
             lambda: store.commit(grant.lease, Change(upload=grant.upload)),
-            lambda: store.counts(),
+            store.counts,
             lambda: store.claim_events(NOW, 1, 1),
         ):
             began = time.monotonic()
