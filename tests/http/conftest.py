@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.exchange import Client
 from tests.support.logs import logs_kept
-from tests.support.serving import PAIRS, served, stores
+from tests.support.serving import CLUSTER, PAIRS, served, stores
 
 from tidegate.asgi import Tidegate
 from tidegate.ports import Durability
@@ -32,6 +32,7 @@ COMBINATIONS = [
     # What a framework's own server does differs below the stores only.
     ("httptools", "local+sqlite"),
     *(("native", pair) for pair in PAIRS),
+    ("native", CLUSTER),
 ]
 
 

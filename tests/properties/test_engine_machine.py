@@ -30,12 +30,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec.structs import replace
+from tests.support import postgres
 from tests.support.bodies import NOTHING, Pause, ScriptedBody
 from tests.support.faulty import FaultyMetadata, FaultyStore
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.postgres import PostgresMetadataStore
 from tidegate.metadata.redis import RedisMetadataStore
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, DataStore, Delivery, Hold, MetadataStore
@@ -1115,6 +1117,15 @@ class OnRedis(OnDisk):
         return LocalStore(self.folder / "data"), RedisMetadataStore(url)
 
 
+class OnPostgres(OnDisk):
+    def __init__(self) -> None:
+        super().__init__()
+        self.url = postgres.server().url()
+
+    def stores(self) -> tuple[DataStore, MetadataStore]:
+        return LocalStore(self.folder / "data"), PostgresMetadataStore(self.url)
+
+
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """What is logged on purpose goes nowhere: pytest's handlers write to files, on the loop."""
@@ -1133,8 +1144,8 @@ EXAMPLES = int(os.environ.get("TIDEGATE_MACHINE_EXAMPLES", "1"))
 @pytest.mark.timeout(240 * EXAMPLES)
 @pytest.mark.parametrize(
     ("machine", "examples"),
-    [(OnMemory, 400), (OnDisk, 100), (OnRedis, 50)],
-    ids=["memory", "local+sqlite", "local+redis"],
+    [(OnMemory, 400), (OnDisk, 100), (OnRedis, 50), (OnPostgres, 30)],
+    ids=["memory", "local+sqlite", "local+redis", "local+postgresql"],
 )
 def test_the_engine_does_what_the_model_says(
     machine: type[EngineMachine], examples: int, request: pytest.FixtureRequest

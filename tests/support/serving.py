@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from tests.support import postgres
 from tests.support.exchange import AsgiClient, Client, SocketClient
 from uvicorn.server import ServerState
 
 from tidegate.asgi import Tidegate
 from tidegate.cli.server import HEAD_BYTES
 from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.postgres import PostgresMetadataStore
 from tidegate.metadata.redis import RedisMetadataStore
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.stores.local import LocalStore
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from tidegate.ports import DataStore, MetadataStore
 
 PAIRS = ("local+sqlite", "local+redis", "local+memory", "memory+sqlite", "memory+memory")
+CLUSTER = "local+postgresql"
+"""Slower to open than the others: not over every way."""
 WAYS = ("asgi", "h11", "httptools", "native")
 """In process; over a socket as `tidegate serve` does; as uvicorn serves an application by default."""
 PROTOCOLS: dict[str, Any] = {"h11": h11_protocol.Protocol, "httptools": "httptools"}
@@ -40,12 +45,18 @@ def stores(pair: str, folder: Path, redis: str = "") -> tuple[DataStore, Metadat
     make: dict[str, Callable[[], MetadataStore]] = {
         "sqlite": lambda: SQLiteMetadataStore(folder / "tidegate.db"),
         "redis": lambda: RedisMetadataStore(redis),
+        "postgresql": lambda: PostgresMetadataStore(postgres.server().url(_schema(folder))),
         "memory": MemoryMetadataStore,
     }
     return (
         LocalStore(folder / "data") if data == "local" else MemoryStore(MEMORY),
         make[metadata](),
     )
+
+
+def _schema(folder: Path) -> str:
+    """One for one folder: a server that is started again finds what it had."""
+    return f"f{hashlib.blake2b(bytes(folder), digest_size=8).hexdigest()}"
 
 
 def in_memory(**settings: Any) -> Tidegate:

@@ -1,7 +1,7 @@
 """Records, leases, segments and events in PostgreSQL, which the servers of a cluster share.
 
 What the tables hold is in `postgres_schema`; what is done to them, in `postgres_rows`,
-`postgres_lists` and `postgres_events`; how a call survives a lost connection, in `postgres_pool`.
+`postgres_holds`, `postgres_lists` and `postgres_events`; how a call survives a lost connection, in `postgres_pool`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import anyio
 from msgspec.structs import replace
 
 from tidegate.metadata import postgres_events, postgres_lists, postgres_schema
+from tidegate.metadata import postgres_holds as holds
 from tidegate.metadata import postgres_rows as rows
 from tidegate.metadata.postgres_address import parse
 from tidegate.metadata.postgres_leases import Leases
@@ -81,7 +82,7 @@ class PostgresMetadataStore:
             stack.push_async_callback(pool.close)
             await pool.run(postgres_schema.version)  # fails soon where nobody is there
             await pool.run(self._prepare, patience=_MIGRATION)
-            self._holder = rows.Holder(secrets.token_hex(8), boot_id)
+            self._holder = holds.Holder(secrets.token_hex(8), boot_id)
             self._leases = Leases(self._holder.id)
             self._left: dict[UploadId, set[asyncio.Task[None]]] = {}
             self._presence = Presence(self.address, pool, self._leases)
@@ -129,9 +130,9 @@ class PostgresMetadataStore:
         key = postgres_schema.second_key(self.address.schema)
         holder = self._holder if lease else None
 
-        async def work(link: Link) -> rows.Taken:
+        async def work(link: Link) -> holds.Taken:
             token = await rows.insert(link, upload, holder, events, call, room, key)
-            return rows.Taken(token, upload, settled=True)
+            return holds.Taken(token, upload, settled=True)
 
         if not lease:
             await self._run(work)
@@ -160,9 +161,9 @@ class PostgresMetadataStore:
             raise UnknownUploadError(upload_id)
         call = _new_call()
 
-        async def work(link: Link) -> rows.Taken | Upload:
+        async def work(link: Link) -> holds.Taken | Upload:
             abandoned = list(self._leases.abandoned)
-            return await rows.acquire(link, upload_id, self._holder, abandoned, call, force=force)
+            return await holds.acquire(link, upload_id, self._holder, abandoned, call, force=force)
 
         return await self._granting(upload_id, call, work)
 
@@ -170,7 +171,7 @@ class PostgresMetadataStore:
         self,
         upload_id: UploadId,
         call: int,
-        work: Callable[[Link], Awaitable[rows.Taken | Upload]],
+        work: Callable[[Link], Awaitable[holds.Taken | Upload]],
     ) -> Grant | Held:
         """Do what may be granted a lease, which nobody is left with when the caller goes away."""
         pool, leases = self._opened_pool(), self._leases
@@ -181,7 +182,7 @@ class PostgresMetadataStore:
             except UnavailableError:
                 leases.doubtful[call] = upload_id
                 raise
-            if isinstance(taken, rows.Taken):
+            if isinstance(taken, holds.Taken):
                 return leases.grant(upload_id, taken)
             return Held(taken)
 
@@ -217,7 +218,7 @@ class PostgresMetadataStore:
     async def request_release(self, upload_id: UploadId) -> None:
         """Ask the holder to let go."""
         self._leases.want_upload(upload_id)
-        await self._run(lambda link: rows.want_release(link, upload_id, self._holder.id))
+        await self._run(lambda link: holds.want_release(link, upload_id, self._holder.id))
 
     async def wait_released(self, upload_id: UploadId, timeout: float) -> None:
         """Return when the lease may be free, or after `timeout` seconds."""
@@ -278,7 +279,7 @@ class PostgresMetadataStore:
 
     async def _release(self, pool: Pool, lease: Lease) -> None:
         try:
-            await pool.attempt(lambda link: rows.release(link, lease))
+            await pool.attempt(lambda link: holds.release(link, lease))
         except MetadataError:
             self.abandon(lease)
             raise

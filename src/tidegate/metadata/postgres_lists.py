@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.metadata.encoding import decode_segment, decode_upload
-from tidegate.metadata.postgres_rows import DEAD
+from tidegate.metadata.postgres_holds import DEAD
 from tidegate.ports import Hold, Loaded
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from tidegate.metadata import postgres_rows as rows
+from tidegate.metadata import postgres_holds as holds
 from tidegate.metadata.postgres_errors import TROUBLE, translate
 from tidegate.metadata.postgres_link import connect
 from tidegate.ports import MetadataError
@@ -151,9 +151,9 @@ class Presence:
     async def _tidy(self, link: Link) -> None:
         """Do what could not be done when it should, and see what became of our leases."""
         if self.listening:
-            await link.fetch(_SELF, rows.HOLDER + self._holder, _BEAT)
+            await link.fetch(_SELF, holds.HOLDER + self._holder, _BEAT)
         for call, upload_id in list(self._leases.doubtful.items()):
-            await rows.forget_call(link, upload_id, self._holder, call)
+            await holds.forget_call(link, upload_id, self._holder, call)
             del self._leases.doubtful[call]
         await self.tell_abandoned(link)
         await self._look(link)
@@ -162,14 +162,14 @@ class Presence:
         """Let other processes know what was abandoned here."""
         tokens = dict(self._leases.abandoned)
         if tokens:
-            await rows.abandon(link, self._holder, tokens)
+            await holds.abandon(link, self._holder, tokens)
             for token in tokens:
                 self._leases.abandoned.pop(token, None)
 
     async def _look(self, link: Link) -> None:
         tokens = self._leases.tokens
         if tokens:
-            found = await rows.leases(link, list(set(tokens.values())))
+            found = await holds.leases(link, list(set(tokens.values())))
             self._leases.compare(tokens, found)
 
     async def _poll(self) -> None:
@@ -206,8 +206,8 @@ class Presence:
         """Listen until nothing is heard."""
         connection = link.connection
         connection.add_termination_listener(lambda _: self._heard.set())
-        await connection.add_listener(rows.HOLDER + self._holder, self._wanted)
-        await connection.add_listener(link.named(rows.RELEASED + "tidegate."), self._released)
+        await connection.add_listener(holds.HOLDER + self._holder, self._wanted)
+        await connection.add_listener(link.named(holds.RELEASED + "tidegate."), self._released)
         key = int(self._holder, 16) - 2**63
         self.listening = True
         # What was wanted before is seen by the next heartbeat, which we hear, too.

@@ -1,11 +1,6 @@
-"""What the PostgreSQL store does to records and leases: a statement per operation where one can do.
+"""What the PostgreSQL store writes to its records: a statement per operation where one can do.
 
-A statement sees what was committed before it began, however long it then waits for a row. So what
-it decides on is the row itself, which PostgreSQL looks at again after such a wait, or what it
-compares that row with; where it is anything else, the row is locked by a statement before it.
-
-`call` is a number that nobody else uses. It is written with what the call did, so that a call whose
-answer was lost and that is made again finds that it was done already.
+See `postgres_holds` for what such a statement may rely on, and what a `call` is.
 """
 
 # ruff: noqa: S608  (made of our own words; what comes from outside is a value)
@@ -13,9 +8,10 @@ answer was lost and that is made again finds that it was done already.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from tidegate.metadata.encoding import decode_upload, encode
+from tidegate.metadata.encoding import encode
+from tidegate.metadata.postgres_holds import TELL
 from tidegate.metadata.postgres_schema import ROOM
 from tidegate.ports import (
     LeaseLostError,
@@ -23,52 +19,16 @@ from tidegate.ports import (
     PartUnavailableError,
     PinnedError,
     UnavailableError,
-    UnknownUploadError,
     UploadExistsError,
 )
-from tidegate.protocol.model import Event, Kind, State, Upload, UploadId
+from tidegate.protocol.model import Event, Kind, State, Upload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tidegate.metadata.postgres_holds import Holder
     from tidegate.metadata.postgres_link import Link
     from tidegate.ports import Change, Lease, Room
-
-ABANDONED = ""
-"""The holder of a lease that was given up without a word."""
-RELEASED = "tidegate released "
-"""The channel on which waiting processes hear of a lease that was let go, before the schema."""
-HOLDER = "tidegate holder "
-"""The channel of a process, before its holder: a token of its own that somebody wants."""
-SHOWN = 1900
-"""How many characters of an id are in a notification, which may have 8,000 bytes."""
-
-
-class Holder(NamedTuple):
-    """Who takes leases."""
-
-    id: str
-    boot_id: str
-
-
-class Taken(NamedTuple):
-    """A lease that was taken."""
-
-    token: int
-    upload: Upload
-    settled: bool
-    boot_id: str = ""
-    """Under which boot the last holder wrote, when it never let go."""
-    previous: int | None = None
-    """The token of the lease that it took the place of."""
-
-
-# What a commit, a release or an abandonment tells those who asked for the lease. (In a statement the
-# schema is written `tidegate.`, also in here.)
-_TELL = (
-    "CASE WHEN wanted THEN"
-    f" pg_notify('{RELEASED}' || 'tidegate.', left(id, {SHOWN}))::text END AS told"
-)
 
 # ------------------------------------------------------------------------------------- inserting
 
@@ -218,7 +178,7 @@ _UPDATE = (
     " ended_at = $8::float8, promised = $9::bigint, stored = $10::bigint, record = $11::bytea,"
     " written_by = $12::bigint, boot_id = $13::text,"
     " holder = CASE WHEN $14::boolean THEN NULL ELSE holder END"
-    f" WHERE {_HELD} RETURNING id, {_TELL.replace('wanted', 'wanted AND $14')}"
+    f" WHERE {_HELD} RETURNING id, {TELL.replace('wanted', 'wanted AND $14')}"
 )
 _CUT = """,
     cut AS (
@@ -229,7 +189,7 @@ _CUT = """,
     )"""
 _UNPIN = ", unpinned AS (DELETE FROM tidegate.final_part USING made WHERE final_id = made.id)"
 _DROP = (
-    f"DELETE FROM tidegate.upload WHERE {_HELD} RETURNING id, {_TELL}",
+    f"DELETE FROM tidegate.upload WHERE {_HELD} RETURNING id, {TELL}",
     ", uncut AS (DELETE FROM tidegate.segment USING made WHERE upload_id = made.id)",
 )
 
