@@ -32,6 +32,7 @@ COMBINATIONS = [
     # What a framework's own server does differs below the stores only.
     ("httptools", "local+sqlite"),
     *(("native", pair) for pair in PAIRS),
+    ("asgi", CLUSTER),
     ("native", CLUSTER),
 ]
 

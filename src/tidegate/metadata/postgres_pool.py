@@ -118,7 +118,17 @@ class Pool:
             if link.usable:
                 return link
             link.connection.terminate()
-        return await connect(self._address, prepares=self._prepares)
+        return await self.connect()
+
+    async def connect(self) -> Link:
+        """A connection that is not the pool's. Raises TROUBLE."""
+        # The driver is not interrupted while it connects: it would leave pieces behind.
+        task = self.begin(connect(self._address, prepares=self._prepares))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_drop)
+            raise
 
     async def finish(self) -> None:
         """Wait for what was begun, but no longer than a call may take."""
@@ -136,3 +146,8 @@ class Pool:
             with contextlib.suppress(*TROUBLE):
                 await link.connection.close(timeout=1)
         self._idle.clear()
+
+
+def _drop(task: asyncio.Task[Link]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().connection.terminate()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from tidegate.metadata import postgres_holds as holds
 from tidegate.metadata.postgres_errors import TROUBLE, translate
-from tidegate.metadata.postgres_link import connect
 from tidegate.ports import MetadataError
 
 if TYPE_CHECKING:
@@ -184,7 +183,7 @@ class Presence:
     async def _listen(self) -> None:
         while True:
             try:
-                link = await connect(self._address)
+                link = await self._pool.connect()
             except TROUBLE as error:
                 log.info("not listening: %s", translate(error, self._address.dsn))
             else:
