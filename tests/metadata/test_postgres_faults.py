@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from tidegate.ports import MetadataStore
+    from tidegate.protocol.model import UploadId
 
 pytestmark = pytest.mark.anyio
 
@@ -461,3 +465,56 @@ async def test_ids_that_no_upload_has(cut: MetadataStore) -> None:
     """Whatever a URL may say."""
     for text in ("a\0b", "\ud800"):
         assert await cut.load(text) is None  # type: ignore[arg-type]
+
+
+async def test_no_answer_is_a_lie_whatever_is_cut(line: CuttingLine, schema: str) -> None:
+    """Tasks of two stores add to a few uploads, while lines are cut all the time.
+
+    What was acknowledged counts, what was refused does not, and only what nobody knows may be
+    either. In the end every upload can be had.
+    """
+    chance = random.Random(7)
+    url = postgres.server().url(schema, port=line.port, heartbeat=0.3, ttl=30, patience=5)
+    make = lambda: PostgresMetadataStore(url)  # noqa: E731
+    async with opened(make) as here, opened(make) as there:
+        records = [upload(length=None) for _ in range(3)]
+        await add(here, *records)
+        done, unknown = Counter[str](), Counter[str]()
+
+        async def work(store: MetadataStore, upload_id: UploadId) -> None:
+            for _ in range(30):
+                if chance.random() < 0.1:
+                    line.cut()
+                elif chance.random() < 0.3:
+                    lose = line.lose_answer if chance.random() < 0.5 else line.lose_request
+                    lose(chance.choice([COMMIT, "WITH seen", "SET holder = NULL"]))
+                with suppress(MetadataError):
+                    await add_one(store, upload_id)
+
+        async def add_one(store: MetadataStore, upload_id: UploadId) -> None:
+            grant = await store.acquire(upload_id)
+            while isinstance(grant, Held):
+                await store.request_release(upload_id)
+                await store.wait_released(upload_id, 3600)
+                grant = await store.acquire(upload_id)
+            after = replace(grant.upload, offset=grant.upload.offset + 1)
+            change = Change(upload=after, release=chance.random() < 0.5)
+            try:
+                await store.commit(grant.lease, change)
+                done[upload_id] += 1
+            except UnavailableError:
+                unknown[upload_id] += 1
+                store.abandon(grant.lease)
+                return
+            await store.release(grant.lease)
+
+        async with patience(), anyio.create_task_group() as tasks:
+            for record in records:
+                for store in (here, here, there):
+                    tasks.start_soon(work, store, record.id)
+        assert done.total() > 100
+        for record in records:
+            async with patience():
+                await there.wait_released(record.id, 3600)
+            offset = (await hold(there, record.id)).upload.offset
+            assert done[record.id] <= offset <= done[record.id] + unknown[record.id]

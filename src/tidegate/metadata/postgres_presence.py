@@ -181,28 +181,32 @@ class Presence:
     # -------------------------------------------------------------------------------- listening
 
     async def _listen(self) -> None:
+        said = ""
         while True:
             try:
                 link = await self._pool.connect()
             except TROUBLE as error:
-                log.info("not listening: %s", translate(error, self._address.dsn))
+                why = str(translate(error, self._address.dsn))
             else:
                 try:
                     if not link.direct and self._address.listen is None:
                         log.info("not listening: the connections are a pooler's")
                         return
-                    await self._attend(link)
+                    why = await self._attend(link)
                 except TROUBLE as error:
-                    log.info("listening ended: %s", translate(error, self._address.dsn))
+                    why = str(translate(error, self._address.dsn))
                 finally:
                     self.listening, self._session = False, None
                     # A lost connection is no death: say so before anyone takes it for one.
                     self._due.set()
                     link.connection.terminate()
+            if why != said:
+                log.info("not listening: %s", why)
+                said = why
             await asyncio.sleep(self._address.heartbeat / 2)
 
-    async def _attend(self, link: Link) -> None:
-        """Listen until nothing is heard."""
+    async def _attend(self, link: Link) -> str:
+        """Listen until nothing is heard; why that is."""
         connection = link.connection
         connection.add_termination_listener(lambda _: self._heard.set())
         await connection.add_listener(holds.HOLDER + self._holder, self._wanted)
@@ -219,8 +223,8 @@ class Presence:
                 async with asyncio.timeout(self._address.heartbeat * 2 + 1):
                     await self._heard.wait()
             except TimeoutError:
-                log.info("listening ended: our own heartbeats are not heard")
-                return
+                return "our own heartbeats are not heard"
+        return "the connection was lost"
 
     def _wanted(self, _connection: object, _pid: int, _channel: str, payload: Any) -> None:
         self._heard.set()
