@@ -88,9 +88,7 @@ def test_a_wrong_metadata_url_says_what_would_be_right_and_tells_no_password() -
         metadata_store("postgrsql://user:secret@host/db")
     assert "sqlite:PATH or postgresql://USER@HOST/DB or" in str(caught.value)
     assert "secret" not in str(caught.value)
-    with pytest.raises(
-        StoreURLError, match=r"//…@host/db\?pool=x' has pool=x: expec"
-    ) as caught:
+    with pytest.raises(StoreURLError, match=r"//…@host/db\?pool=x' has pool=x: expec") as caught:
         registry.check_metadata("postgresql://user:secret@host/db?pool=x")
     assert "secret" not in str(caught.value)
     with pytest.raises(StoreURLError, match="no store file:"):
