@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, UnusedCliTokensError
 from tidegate import __version__
 from tidegate.cli.check import check
 from tidegate.cli.errors import FAILED, WRONG_USE, Failure, complain
+from tidegate.cli.events import events
 from tidegate.cli.help import HelpFormatter
 from tidegate.cli.serve import serve
 from tidegate.cli.sources import read_sources
@@ -30,6 +31,7 @@ app = App(
 app.command(serve)
 app.command(sweep)
 app.command(check)
+app.command(events)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
