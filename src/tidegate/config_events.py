@@ -145,7 +145,7 @@ class EventConfig:
             group=EVENTS,
             converter=_one(parse_command),
             metavar="COMMAND",
-            help="Run for each event (JSON on stdin), without a shell",
+            help="Run for each event, with JSON on stdin",
         ),
     ] = None
     # As for webhooks.

@@ -68,10 +68,11 @@ def list_(
     What is delivered is not kept.
     """
     del config  # read with the other sources of settings
+    metadata = offline.records(stores)
     rows = list[Undelivered]()
 
     async def work() -> None:
-        async with offline.records(stores) as records:
+        async with offline.opened(metadata) as records:
             found = _find(records, given_up=given_up, upload=upload, limit=limit)
             async for each in found:
                 if json:
@@ -105,7 +106,7 @@ def replay(
     del config  # read with the other sources of settings
     if all_ == bool(sequences):
         raise ConfigError("expected either the sequences of events, or --all")
-    replayed, unknown = offline.run(_replay(stores, None if all_ else sequences))
+    replayed, unknown = offline.run(_replay(offline.records(stores), None if all_ else sequences))
     if json:
         offline.show({"replayed": replayed, "unknown": unknown})
     else:
@@ -132,10 +133,10 @@ async def _find(
 
 
 async def _replay(
-    stores: StoreConfig, sequences: tuple[int, ...] | None
+    metadata: MetadataStore, sequences: tuple[int, ...] | None
 ) -> tuple[list[int], list[int]]:
     """The events that are delivered again, and those that are not there."""
-    async with offline.records(stores) as records:
+    async with offline.opened(metadata) as records:
         if sequences is None:
             # All at first: what is replayed stands where it stood, and is listed once.
             wanted = [each.delivery.sequence async for each in records.events() if each.given_up]
@@ -166,13 +167,12 @@ def _fields(found: Undelivered) -> dict[str, Any]:
 def _print(found: list[Undelivered]) -> None:
     console = Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS, highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("event", "failures"):
+    for name in ("event", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("type", "when"):
         table.add_column(name, no_wrap=True)
     table.add_column("upload", overflow="fold")
     table.add_column("next", no_wrap=True)
-    table.add_column("delivered to", overflow="fold")
     now = time.time()
     for each in found:
         delivery = each.delivery
@@ -184,7 +184,6 @@ def _print(found: list[Undelivered]) -> None:
             when,
             printable(delivery.event.upload.id),
             _next(each, now),
-            " ".join(delivery.done),
         )
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)

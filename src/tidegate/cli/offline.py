@@ -83,13 +83,17 @@ def engine(
     return Engine(data, metadata, settings=settings, tells=tells, tending=False)
 
 
-@asynccontextmanager
-async def records(stores: StoreConfig) -> AsyncIterator[MetadataStore]:
-    """The metadata store alone, open. Raises Failure, MetadataError."""
+def records(stores: StoreConfig) -> MetadataStore:
+    """The metadata store alone, not opened yet. Raises Failure."""
     path = registry.metadata_path(stores.metadata_url)
     if path is not None and not path.is_file():
         raise Failure(f"{path}: there is no such file, so there are no records in it")
-    metadata = registry.metadata_store(stores.metadata_url)
+    return registry.metadata_store(stores.metadata_url)
+
+
+@asynccontextmanager
+async def opened(metadata: MetadataStore) -> AsyncIterator[MetadataStore]:
+    """A metadata store, open. Raises MetadataError."""
     try:
         await metadata.open()
         yield metadata

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anyio.to_thread
@@ -19,7 +19,7 @@ THREADS = 32
 """Calls of one synchronous callable at a time: some more than the outbox makes, for those that go on
 when their time is up."""
 
-OnEvent: TypeAlias = Callable[[Delivery], Awaitable[Any]] | Callable[[Delivery], Any]
+OnEvent: TypeAlias = Callable[[Delivery], Any]
 """Gets an event, and returns once it is taken; what it raises makes it be told again, later."""
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")

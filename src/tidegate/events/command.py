@@ -75,29 +75,26 @@ class CommandSink:
 
     async def _run(self, delivery: Delivery) -> tuple[int, bytes]:
         """Its exit code (less than 0: of a signal), and the last that it said."""
+        # A pipe of our own: asyncio's would stay open as long as anyone has its other end.
+        reading, writing = os.pipe()
         try:
-            process = await anyio.open_process(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=_environment(delivery),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise DeliveryError(f"cannot be started: {error.strerror}") from error
-        output = bytearray()
-        async with process:
+            os.set_blocking(reading, False)
             try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(_write, process, payload(delivery))
-                    tasks.start_soon(_read, process, output)
-                    code = await process.wait()
-                    tasks.cancel_scope.deadline = anyio.current_time() + LINGER
-            except BaseException:
-                _kill(process)
-                raise
-        return code, bytes(output[-OUTPUT_BYTES:])
+                process = await anyio.open_process(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=writing,
+                    stderr=subprocess.STDOUT,
+                    env=_environment(delivery),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise DeliveryError(f"cannot be started: {error.strerror}") from error
+            finally:
+                os.close(writing)
+            return await _attend(process, payload(delivery), reading)
+        finally:
+            os.close(reading)
 
 
 def command_name(command: Sequence[str]) -> str:
@@ -120,6 +117,22 @@ def _environment(delivery: Delivery) -> dict[str, str]:
     }
 
 
+async def _attend(process: Process, body: bytes, reading: int) -> tuple[int, bytes]:
+    """Feed a command and hear it out; kill it when that is cancelled."""
+    output = bytearray()
+    async with process:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_write, process, body)
+                tasks.start_soon(_read, reading, output)
+                code = await process.wait()
+                tasks.cancel_scope.deadline = anyio.current_time() + LINGER
+        except BaseException:
+            _kill(process)
+            raise
+    return code, bytes(output)
+
+
 async def _write(process: Process, body: bytes) -> None:
     if process.stdin is None:
         raise AssertionError
@@ -130,10 +143,12 @@ async def _write(process: Process, body: bytes) -> None:
         pass  # it need not read what it is told
 
 
-async def _read(process: Process, output: bytearray) -> None:
-    if process.stdout is None:
-        raise AssertionError
-    async for chunk in process.stdout:
+async def _read(reading: int, output: bytearray) -> None:
+    while True:
+        await anyio.wait_readable(reading)
+        chunk = os.read(reading, 65_536)
+        if not chunk:
+            return
         output += chunk
         del output[:-OUTPUT_BYTES]
 
