@@ -34,7 +34,7 @@ async def test_coroutine_functions_run_on_the_loop() -> None:
     listener, told = Listener(), list[int]()
     await CallableSink(listener).deliver(delivery(1))
     assert listener.told == [(1, True)]
-    await CallableSink(functools.partial(hear, told)).deliver(delivery(2))
+    await CallableSink(functools.partial(hear, told)).deliver(delivery(2))  # type: ignore[arg-type]
     await CallableSink(lambda d: hear(told, d)).deliver(delivery(3))
     assert told == [2, 3]
 
