@@ -92,6 +92,10 @@ def test_a_list_of_some(tidegate: Command, uploads: Sequence[UploadId]) -> None:
     assert tidegate("events", "list", "--upload", "nonesuch", "--json")[:2] == (0, "")
 
 
+def test_an_id_that_looks_like_a_flag(tidegate: Command, uploads: Sequence[UploadId]) -> None:
+    assert tidegate("events", "list", "--upload", "-x")[:2] == (0, "no events\n")
+
+
 def test_a_table_for_people(tidegate: Command, uploads: Sequence[UploadId]) -> None:
     code, out, _ = tidegate("events", "list")
     assert code == 0

@@ -34,7 +34,7 @@ async def test_coroutine_functions_run_on_the_loop() -> None:
     listener, told = Listener(), list[int]()
     await CallableSink(listener).deliver(delivery(1))
     assert listener.told == [(1, True)]
-    await CallableSink(functools.partial(hear, told)).deliver(delivery(2))  # type: ignore[arg-type]
+    await CallableSink(functools.partial(hear, told)).deliver(delivery(2))
     await CallableSink(lambda d: hear(told, d)).deliver(delivery(3))
     assert told == [2, 3]
 
@@ -76,7 +76,8 @@ async def test_names() -> None:
     """After where it is defined; of equal ones the later get a number, if nobody named them."""
     listener = Listener()
     named = CallableSink(hear, name="mail", types=[EventType.COMPLETED], timeout=5)
-    found = as_sinks([listener, listener, named, functools.partial(hear, []), lambda _: None])
+    bound = functools.partial(hear, [])
+    found = as_sinks([listener, listener, named, bound, lambda _: None])
     module = __name__.lstrip("_")
     assert [sink.name for sink in found] == [
         f"{module}.Listener",

@@ -50,7 +50,11 @@ def list_(
     stores: StoreConfig = StoreConfig(),  # noqa: B008 - immutable
     *,
     given_up: Annotated[bool, Parameter(negative=(), help="Only those that were given up")] = False,
-    upload: Annotated[str | None, Parameter(metavar="ID", help="Only those of one upload")] = None,
+    upload: Annotated[
+        str | None,
+        # One in 64 ids begins with a hyphen.
+        Parameter(metavar="ID", allow_leading_hyphen=True, help="Only those of one upload"),
+    ] = None,
     limit: Annotated[
         int | None,
         Parameter(
