@@ -75,7 +75,7 @@ async def test_what_it_raises_is_raised(threaded: bool) -> None:
 async def test_names() -> None:
     """After where it is defined; of equal ones the later get a number, if nobody named them."""
     listener = Listener()
-    named = CallableSink(hear, name="mail", types=[EventType.COMPLETED], timeout=5)
+    named = CallableSink(print, name="mail", types=[EventType.COMPLETED], timeout=5)
     bound = functools.partial(hear, [])
     found = as_sinks([listener, listener, named, bound, lambda _: None])
     module = __name__.lstrip("_")
