@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from tidegate.config import Config
+from tidegate.events.payload import payload
+from tidegate.ports import Delivery
+from tidegate.protocol.model import Event, EventType, State, Upload, UploadId
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(
@@ -24,7 +28,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_blocks_are_found() -> None:
-    assert (len(blocks("sh")), len(blocks("toml")), len(blocks("python"))) == (2, 1, 2)
+    counts = {name: len(blocks(name)) for name in ("sh", "toml", "python", "json")}
+    assert counts == {"sh": 2, "toml": 2, "python": 3, "json": 1}
 
 
 @pytest.mark.parametrize("command", blocks("sh"))
@@ -32,14 +37,42 @@ def test_the_commands_are_scripts_of_the_checkout(command: str) -> None:
     assert os.access(ROOT / command.split(maxsplit=1)[0], os.X_OK)
 
 
-def test_the_settings_exist() -> None:
-    names = {name.replace("-", "_") for name in tomllib.loads(blocks("toml")[0])}
+@pytest.mark.parametrize("settings", blocks("toml"))
+def test_the_settings_exist(settings: str) -> None:
+    names = {name.replace("-", "_") for name in tomllib.loads(settings)}
     assert names <= set(Config.__dataclass_fields__)
 
 
 def test_a_store_is_checked_as_shown() -> None:
     """The block on writing a store, in an interpreter of its own."""
-    subprocess.run([sys.executable, "-c", blocks("python")[1]], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", blocks("python")[2]], check=True, timeout=60)
+
+
+def test_listeners_are_told_as_shown() -> None:
+    """The block on events, and an upload: of one listener all, of the other its completion."""
+    code = blocks("python")[1] + TELL
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
+    )
+    events = [line.split()[1] for line in said.stdout.splitlines()]
+    assert sorted(events) == ["completed", "completed", "created"]
+
+
+def test_an_event_looks_as_shown() -> None:
+    shown = json.loads(blocks("json")[0])
+    upload = Upload(
+        id=UploadId("5pXw2nQ8Rr6mJ1yLkT0aVg"),
+        state=State.COMPLETE,
+        length=11,
+        offset=11,
+        metadata="filename Y2F0LmpwZw==",
+        storage=shown["data"]["upload"]["storage"],
+        created_at=1_772_366_398.0,
+        active_at=1_772_366_400.0,
+        ended_at=1_772_366_400.25,
+    )
+    event = Event(type=EventType.COMPLETED, at=1_772_366_400.25, upload=upload)
+    assert json.loads(payload(Delivery(17, event, 0))) == shown
 
 
 def test_an_application_is_mounted_as_shown(tmp_path: Path) -> None:
@@ -47,6 +80,21 @@ def test_an_application_is_mounted_as_shown(tmp_path: Path) -> None:
     code = blocks("python")[0] + USE
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=tmp_path)
 
+
+TELL = """
+import asyncio, httpx
+
+async def use():
+    transport = httpx.ASGITransport(uploads)
+    async with uploads, httpx.AsyncClient(transport=transport) as client:
+        headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5"}
+        headers |= {"Content-Type": "application/offset+octet-stream"}
+        await client.post("http://host/", headers=headers, content=b"tidal")
+        while (await uploads.engine._core.metadata.counts()).pending_events:
+            await asyncio.sleep(0.01)
+
+asyncio.run(use())
+"""
 
 USE = """
 import asyncio, httpx

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter, Token
 
 from tidegate import registry
+from tidegate.config_events import EventConfig
 from tidegate.config_parsers import (
     parse_base_path,
     parse_count,
@@ -112,7 +113,7 @@ class StoreConfig:
 
 @Parameter(name="*", negative=())
 @dataclass(frozen=True, kw_only=True)
-class Config(StoreConfig):
+class Config(EventConfig, StoreConfig):
     """All settings of a server. Raises ConfigError when they do not fit together.
 
     Sizes are bytes, times are seconds.

@@ -14,11 +14,12 @@ import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from urllib.parse import quote
 
 import anyio
 import msgspec
 
-from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
+from tidegate.protocol.model import Event, EventType, Kind, Segment, State, Upload, UploadId
 
 if TYPE_CHECKING:
     from tidegate.protocol.capabilities import Capability
@@ -503,12 +504,22 @@ class Delivery(msgspec.Struct, frozen=True):
     """An event that was claimed for delivery."""
 
     sequence: int
-    """Grows with every event of the store; also the idempotency key."""
+    """Grows with every event of the store; 0 for progress, which is not stored."""
     event: Event
     attempts: int
     """How many deliveries failed before this one."""
     done: tuple[str, ...] = ()
     """The sinks that have it already, by name."""
+
+    @property
+    def key(self) -> str:
+        """The idempotency key: the same whenever this event is told, and of no other event.
+
+        URL-safe, without full stops.
+        """
+        upload = self.event.upload
+        upload_id = quote(upload.id, safe="").replace(".", "%2E")
+        return f"{self.sequence or f'p{upload.offset}'}-{upload_id}"
 
 
 class Undelivered(msgspec.Struct, frozen=True):
@@ -683,5 +694,43 @@ class Versioned(Protocol):
         """
 
 
-EventSink: TypeAlias = Callable[[Delivery], Awaitable[None]]
-"""Told of every event at least once, in order per upload. What it raises makes it be told again."""
+# ------------------------------------------------------------------------------ who is told
+
+
+class DeliveryError(Exception):
+    """A sink did not take an event. The message is for the operator only, and tells no secret."""
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, final: bool = False
+    ) -> None:
+        """`retry_after`: not again before so many seconds; `final`: it never will."""
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.final = final
+
+
+class EventSink(Protocol):
+    """Who is told of events: of each at least once, of those of one upload in order.
+
+    Progress apart, which may be left out and may come late. Several events, of different uploads,
+    are delivered at once.
+    """
+
+    name: str
+    """Under which it is remembered what it has, over restarts. See `engine.outbox.NAME`."""
+    types: frozenset[EventType]
+    """What it wants to be told of."""
+    timeout: float
+    """Seconds after which a delivery is cancelled, and has failed."""
+
+    async def open(self) -> None:
+        """Acquire what is needed. Waits for nobody who is told: they may be away."""
+
+    async def close(self) -> None:
+        """Let go of all that `open` acquired. May be called twice."""
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """Return once the event was taken.
+
+        Whatever it raises makes the event be told again, later; DeliveryError says more.
+        """

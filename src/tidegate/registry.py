@@ -224,6 +224,11 @@ def folders(data: str, metadata: str) -> list[Path]:
     return [path for path in (kept, known and known.parent) if path is not None]
 
 
+def metadata_path(metadata: str) -> Path | None:
+    """The file of a metadata store, where it is one on this machine. Raises StoreURLError."""
+    return _find_metadata(metadata).path
+
+
 def _find_data(url: str) -> _Found:
     return _find(url, _DATA, "file", "a folder")
 

@@ -51,6 +51,17 @@ What is allowed
   --disable NAME           Extension not to offer, as termination
   --[no-]downloads         Give complete uploads back to a GET [on]
 
+Who is told
+  --webhook URL            POST events there, signed (Standard Webhooks)
+  --webhook-secret-file FILE  What signs: whsec_… in lines, the newest first
+  --webhook-secret SECRET  ... by the environment, not by this flag
+  --webhook-events TYPE    Which: created, completed… [all but progress]
+  --webhook-timeout TIME   For an answer to come [20s]
+  --on-event-command COMMAND  Run for each event, with JSON on stdin
+  --command-events TYPE    Which: created, completed… [all but progress]
+  --command-timeout TIME   For the command to end; then it is killed [20s]
+  --progress-every TIME    Of one upload at most, to who wants progress [5s]
+
 The process
   --transport NAME         How bytes come in: native or asgi [native]
   --workers N              Processes that share the socket and the stores [1]

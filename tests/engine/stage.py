@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from tests.support.faulty import FaultyMetadata, FaultyStore
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
+from tidegate.events.callable import as_sinks
 from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.protocol.commands import (
     Append,
@@ -30,7 +31,7 @@ from tidegate.stores.memory import MemoryStore
 from tidegate.testing import FakeClock
 
 if TYPE_CHECKING:
-    from tidegate.ports import Delivery, Hold
+    from tidegate.ports import Delivery, EventSink, Hold
 
 PATIENCE = 20.0
 """Seconds for what has to come: far more than it takes, on a busy machine."""
@@ -61,6 +62,7 @@ class Stage:
         clock: FakeClock | None = None,
         boot_id: str = "boot-1",
         sink: Callable[[Delivery], Awaitable[None]] | None = None,
+        sinks: Sequence[EventSink] = (),
         options: dict[str, Any] | None = None,
         store: type[FaultyStore] = FaultyStore,
         **settings: Any,
@@ -76,7 +78,7 @@ class Stage:
             self.data,
             self.metadata,
             settings=Settings(**settings),
-            sinks=[sink] if sink else [],
+            sinks=as_sinks([sink] if sink else []) + list(sinks),
             clock=self.clock,
             **{"expire_after": 100.0, **(options or {})},
         )

@@ -2,49 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
 
+import anyio
 import pytest
 from tests.engine.stage import Stage, reached, until
+from tests.support.bodies import ScriptedBody
 
 from tidegate.engine import outbox
-from tidegate.ports import Delivery, UnavailableError
-from tidegate.protocol.model import EventType, State
+from tidegate.engine.engine import Engine
+from tidegate.events.callable import TIMEOUT, CallableSink
+from tidegate.metadata.memory import MemoryMetadataStore
+from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.ports import (
+    Delivery,
+    DeliveryError,
+    MetadataStore,
+    UnavailableError,
+    Undelivered,
+)
+from tidegate.protocol.commands import Create, Payload
+from tidegate.protocol.model import STORED_EVENTS, EventType, State
+from tidegate.stores.memory import MemoryStore
+from tidegate.testing import FakeClock
 
 pytestmark = pytest.mark.anyio
+
+CLAIM_FOR = TIMEOUT + outbox.CLAIM_BEYOND
 
 
 class Sink:
     """Notes what it is told; fails, or takes its time, when asked to."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        name: str = "sink",
+        *,
+        types: Collection[EventType] = STORED_EVENTS,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.name = name
+        self.types = frozenset(types)
+        self.timeout = timeout
         self.told: list[Delivery] = []
+        self.calls = 0
+        self.at_work = 0
+        self.most_at_work = 0
         self.fails: Callable[[Delivery], bool] = lambda _: False
-        self.before: Callable[[], Awaitable[None]] | None = None
+        self.failure: Exception = RuntimeError("the sink failed")
+        self.before: Callable[[Delivery], Awaitable[object]] | None = None
+        self.is_open = False
 
-    async def __call__(self, delivery: Delivery) -> None:
-        if self.before is not None:
-            await self.before()
-        if self.fails(delivery):
-            raise RuntimeError("the sink failed")
-        self.told.append(delivery)
+    async def open(self) -> None:
+        self.is_open = True
+
+    async def close(self) -> None:
+        self.is_open = False
+
+    async def deliver(self, delivery: Delivery) -> None:
+        assert self.is_open
+        self.calls += 1
+        self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
+        try:
+            if self.before is not None:
+                await self.before(delivery)
+            if self.fails(delivery):
+                raise self.failure
+            self.told.append(delivery)
+        finally:
+            self.at_work -= 1
 
     @property
-    def types(self) -> list[EventType]:
+    def types_told(self) -> list[EventType]:
         return [delivery.event.type for delivery in self.told]
+
+
+def stage(*sinks: Sink) -> Stage:
+    """A stage on which delays are no longer than they are said to be."""
+    made = Stage(sinks=sinks)
+    made.engine._outbox._chance = lambda: 0.0
+    return made
+
+
+async def kept(s: Stage) -> list[Undelivered]:
+    return [event async for event in s.records.events()]
 
 
 async def test_events_are_told_in_order_with_the_record() -> None:
     sink = Sink()
-    async with Stage(sink=sink).open() as s:
+    async with stage(sink).open() as s:
         upload = await s.create(3)
         await s.append(upload.id, 0, b"abc")
         await s.delete(upload.id)
         await until(lambda: len(sink.told) == 3)
-        assert sink.types == [EventType.CREATED, EventType.COMPLETED, EventType.TERMINATED]
+        assert sink.types_told == [EventType.CREATED, EventType.COMPLETED, EventType.TERMINATED]
         states = [delivery.event.upload.state for delivery in sink.told]
         assert states == [State.RECEIVING, State.COMPLETE, State.TERMINATED]
         assert [d.sequence for d in sink.told] == sorted(d.sequence for d in sink.told)
+        assert len({d.key for d in sink.told}) == 3
+    assert not sink.is_open
 
 
 async def test_nothing_is_written_when_nobody_listens() -> None:
@@ -54,10 +114,55 @@ async def test_nothing_is_written_when_nobody_listens() -> None:
         assert not s.records._events
 
 
+async def test_only_what_somebody_wants_is_written() -> None:
+    sinks = Sink("a", types=[EventType.COMPLETED]), Sink("b", types=[EventType.TERMINATED])
+    async with stage(*sinks).open() as s:
+        s.metadata.faults.fail("claim_events", UnavailableError("away"), times=99)
+        upload = await s.create(3, b"abc")
+        await s.delete(upload.id)
+        types = [k.delivery.event.type for k in await kept(s)]
+        assert types == [EventType.COMPLETED, EventType.TERMINATED]
+
+
+async def test_each_is_told_what_it_wants() -> None:
+    one, two = Sink("a", types=[EventType.COMPLETED]), Sink("b")
+    async with stage(one, two).open() as s:
+        upload = await s.create(3, b"abc")
+        await s.delete(upload.id)
+        await until(lambda: len(two.told) == 3)
+        assert one.types_told == [EventType.COMPLETED]
+
+
+async def test_what_nobody_wants_any_more_is_forgotten() -> None:
+    before = stage(Sink())
+    async with before.open() as s:
+        s.metadata.faults.fail("claim_events", UnavailableError("away"), times=99)
+        await s.create(3, b"abc")
+    after = Sink(types=[EventType.COMPLETED])
+    async with Stage(bytes_=before.bytes, records=before.records, sinks=[after]).open() as s:
+        await until(lambda: not s.records._events)
+        assert after.types_told == [EventType.COMPLETED]
+
+
+async def test_a_command_writes_what_others_are_to_tell() -> None:
+    """An engine that tends nothing, for the sinks of a server."""
+    data, records = MemoryStore(), MemoryMetadataStore()
+    engine = Engine(data, records, tending=False, tells=[EventType.CREATED, EventType.PROGRESS])
+    async with engine:
+        await engine.handle(Create(length=3, payload=Payload(length=3)), ScriptedBody(b"abc"))
+        assert [e.delivery.event.type async for e in records.events()] == [EventType.CREATED]
+
+
+@pytest.mark.parametrize("names", [("two words",), ("",), ("-x",), ("x" * 101,), ("a", "a")])
+async def test_names_are_right_and_different(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="name"):
+        Stage(sinks=[Sink(name) for name in names])
+
+
 async def test_what_failed_is_told_again_later_and_holds_up_what_follows() -> None:
     sink = Sink()
     sink.fails = lambda delivery: delivery.event.type is EventType.CREATED
-    async with Stage(sink=sink).open() as s:
+    async with stage(sink).open() as s:
         first = await s.create(3, b"abc")
         await until(lambda: any(t.attempts for t in s.records._events.values()))
         other = sink.fails
@@ -85,36 +190,145 @@ async def test_what_failed_is_told_again_later_and_holds_up_what_follows() -> No
         assert sink.told[2].attempts == 5
 
 
-async def test_delays_have_their_longest_and_then_it_is_given_up() -> None:
+async def test_what_failed_together_does_not_come_back_together() -> None:
+    sink = Sink()
+    sink.fails = lambda _: True
+    s = Stage(sinks=[sink])
+    chances = iter([0.0, 0.5, 1.0])
+    s.engine._outbox._chance = lambda: next(chances)
+    async with s.open():
+        for _ in range(3):
+            await s.create(3)
+        await until(lambda: sink.calls == 3)
+        await until(lambda: all(t.attempts for t in s.records._events.values()))
+        delays = [(k.due_at or 0) - s.clock.now() for k in await kept(s)]
+        assert sorted(delays) == [1.0, 1.125, 1.25]
+
+
+async def test_delays_have_their_longest_and_then_it_is_given_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A sink that fails for a day and a bit: backed off, given up, replayed."""
     sink = Sink()
     sink.fails = lambda delivery: delivery.event.type is EventType.CREATED
-    async with Stage(sink=sink).open() as s:
+    async with stage(sink).open() as s:
         await s.create(3, b"abc")
-        for _ in range(outbox.GIVE_UP_AFTER):
+        began = s.clock.now()
+        while not any(k.given_up for k in await kept(s)):
             await s.engine._outbox.deliver_due()
-            s.clock.advance(outbox.LONGEST_DELAY)
-        # Given up, and what follows it is told.
+            s.clock.advance(60)
+        assert 24 < (s.clock.now() - began) / 3600 < 30
+        assert sink.calls == outbox.GIVE_UP_AFTER
+        # What follows it is told.
         await s.engine._outbox.deliver_due()
-        assert sink.types == [EventType.COMPLETED]
-        (kept,) = s.records._events.values()
-        assert (kept.due_at, kept.attempts) == (None, outbox.GIVE_UP_AFTER)
+        assert sink.types_told == [EventType.COMPLETED]
+        (left,) = await kept(s)
+        assert (left.due_at, left.delivery.attempts) == (None, outbox.GIVE_UP_AFTER)
+        (said,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+        assert said.getMessage().endswith(f"tidegate events replay {left.delivery.sequence}")
+        assert "sink: RuntimeError('the sink failed')" in said.getMessage()
+        sink.fails = lambda _: False
+        assert await s.records.replay(left.delivery.sequence)
+        await s.engine._outbox.deliver_due()
+        assert sink.types_told == [EventType.COMPLETED, EventType.CREATED]
+        assert await kept(s) == []
 
 
-async def test_all_sinks_are_told() -> None:
-    sinks = [Sink(), Sink()]
-    sinks[1].fails = lambda delivery: delivery.attempts == 0
-
-    async def both(delivery: Delivery) -> None:
-        for sink in sinks:
-            await sink(delivery)
-
-    async with Stage(sink=both).open() as s:
+async def test_only_those_that_failed_are_told_again() -> None:
+    good, bad = Sink("good"), Sink("bad")
+    bad.fails = lambda delivery: delivery.attempts == 0
+    s = stage(good, bad)
+    async with s.open():
         await s.create(3)
-        await until(lambda: bool(sinks[0].told))
+        await until(lambda: bad.calls == 1)
+        await until(lambda: all(t.attempts for t in s.records._events.values()))
+        (left,) = await kept(s)
+        assert left.delivery.done == ("good",)
         s.clock.advance(1)
         s.engine._outbox.wake()
-        await until(lambda: bool(sinks[1].told))
-        assert len(sinks[0].told) == 2
+        await until(lambda: bool(bad.told))
+        assert (good.calls, bad.calls) == (1, 2)
+
+
+async def test_a_sink_may_ask_for_time() -> None:
+    sink = Sink()
+    sink.fails, sink.failure = lambda _: True, DeliveryError("busy", retry_after=500)
+    async with stage(sink).open() as s:
+        await s.create(3)
+        await until(lambda: all(t.attempts for t in s.records._events.values()))
+        (left,) = await kept(s)
+        assert left.due_at == s.clock.now() + 500
+        sink.failure = DeliveryError("busy", retry_after=1e9)
+        s.clock.advance(500)
+        await s.engine._outbox.deliver_due()
+        (left,) = await kept(s)
+        assert left.due_at == s.clock.now() + outbox.LONGEST_RETRY_AFTER
+
+
+async def test_what_will_never_be_taken_is_given_up_at_once() -> None:
+    """But not while another sink may take it yet."""
+    gone, away = Sink("gone"), Sink("away")
+    gone.fails = away.fails = lambda _: True
+    gone.failure = DeliveryError("gone", final=True)
+    async with stage(gone, away).open() as s:
+        await s.create(3)
+        await until(lambda: all(t.attempts for t in s.records._events.values()))
+        assert not (await kept(s))[0].given_up
+        away.fails = lambda _: False
+        s.clock.advance(1)
+        await s.engine._outbox.deliver_due()
+        (left,) = await kept(s)
+        assert left.given_up
+        assert left.delivery.done == ("away",)
+
+
+async def test_a_sink_that_hangs_holds_up_no_other_upload() -> None:
+    """After some timeouts what is for it fails at once, until it is tried again, and answers."""
+    hanging, other = Sink("hanging", timeout=0.05), Sink("other")
+    s = stage(hanging, other)
+    count = outbox.AT_ONCE + 10
+
+    async def hang(_: Delivery) -> None:
+        await anyio.sleep_forever()
+
+    hanging.before = hang
+    async with s.open():
+        for _ in range(count):
+            await s.create(3)
+        await until(lambda: len(other.told) == count)
+        await until(lambda: all(t.attempts for t in s.records._events.values()))
+        assert hanging.calls < count
+        calls = hanging.calls
+        s.clock.advance(outbox.REST - 1)
+        await s.engine._outbox.deliver_due()
+        assert hanging.calls == calls
+        # One finds out that it hangs still.
+        s.clock.advance(10)
+        await s.engine._outbox.deliver_due()
+        await s.engine._outbox.deliver_due()
+        assert hanging.calls == calls + 1
+        hanging.before = None
+        while await kept(s):
+            s.clock.advance(10)
+            await s.engine._outbox.deliver_due()
+        assert len(hanging.told) == count
+        assert other.calls == count
+
+
+async def test_uploads_are_told_of_at_once_with_a_limit() -> None:
+    sink = Sink()
+    go = anyio.Event()
+    sink.before = lambda _: go.wait()
+    async with stage(sink).open() as s:
+        for _ in range(outbox.AT_ONCE + 5):
+            await s.create(3, b"abc")
+        await until(lambda: sink.at_work == outbox.AT_ONCE)
+        go.set()
+        await until(lambda: not s.records._events)
+        assert sink.most_at_work == outbox.AT_ONCE
+        for upload in {d.event.upload.id for d in sink.told}:
+            types = [d.event.type for d in sink.told if d.event.upload.id == upload]
+            assert types == [EventType.CREATED, EventType.COMPLETED]
 
 
 @pytest.mark.parametrize("call", ["claim_events", "acknowledge", "postpone"])
@@ -123,62 +337,147 @@ async def test_records_that_fail_delay_events(call: str) -> None:
     failing = iter([True])
     if call == "postpone":
         sink.fails = lambda _: next(failing, False)
-    stage = Stage(sink=sink)
-    async with stage.open() as s:
+    async with stage(sink).open() as s:
         s.metadata.faults.fail(call, UnavailableError("away"))
         await s.create(3)
         await until(lambda: s.metadata.faults.calls.count(call) >= 1)
         # It stays claimed for a while.
-        s.clock.advance(outbox.CLAIM_FOR)
+        s.clock.advance(CLAIM_FOR)
         s.engine._outbox.wake()
         await until(lambda: bool(sink.told) and not s.records._events)
-        assert set(sink.types) == {EventType.CREATED}
+        assert set(sink.types_told) == {EventType.CREATED}
 
 
 async def test_what_a_dead_server_had_claimed_is_told_again() -> None:
     sink = Sink()
-    stage = Stage(sink=sink)
-    async with stage.open() as s:
+    before = stage(sink)
+    async with before.open() as s:
         s.metadata.faults.fail("acknowledge", UnavailableError("away"), times=9)
         await s.create(3)
         await until(lambda: bool(sink.told))
         s.die()
-    async with stage.again(sink=sink).open() as s:
+    async with before.again(sinks=[sink]).open() as s:
         await s.engine._outbox.deliver_due()
         assert len(sink.told) == 1
-        s.clock.advance(outbox.CLAIM_FOR)
+        s.clock.advance(CLAIM_FOR)
         s.engine._outbox.wake()
         await until(lambda: len(sink.told) == 2 and not s.records._events)
-        assert sink.told[0].sequence == sink.told[1].sequence
+        assert sink.told[0].key == sink.told[1].key
 
 
-async def test_claims_that_ran_out_are_not_delivered() -> None:
-    """The sink was slow: another server may be telling them by now, and what follows."""
+async def test_what_a_stop_cut_off_is_told_at_the_next_start() -> None:
+    """No claim has to run out, and who has it is not told again."""
+    slow, quick = Sink("slow"), Sink("quick")
+    slow.before = lambda _: anyio.sleep_forever()
+    before = stage(slow, quick)
+    async with before.open() as s:
+        await s.create(3)
+        await until(lambda: slow.at_work == 1 and len(quick.told) == 1)
+    slow.before = None
+    async with before.again(sinks=[slow, quick]).open() as s:
+        await until(lambda: len(slow.told) == 1 and not s.records._events)
+        assert quick.calls == 1
+
+
+async def test_what_was_told_at_a_stop_is_not_told_again() -> None:
     sink = Sink()
-    async with Stage(sink=sink).open() as s:
-
-        async def slow() -> None:
-            s.clock.advance(outbox.CLAIM_FOR)
-
-        sink.before = slow
-        gate = s.metadata.faults.hold("claim_events")
-        for _ in range(3):
-            await s.create(3)
+    before = stage(sink)
+    async with before.open() as s:
+        gate = s.metadata.faults.hold("acknowledge")
+        await s.create(3)
         await reached(gate.reached)
-        s.metadata.faults.calls.clear()
-        gate.go.set()
-        await until(lambda: len({d.sequence for d in sink.told}) == 3)
-        # Three claims, of which each got one told before it ran out.
-        assert s.metadata.faults.calls.count("acknowledge") == 3
-        assert s.metadata.faults.calls.count("claim_events") >= 2
-        assert len(sink.told) == 3
+    assert not before.records._events
+    assert len(sink.told) == 1
+
+
+async def test_a_claim_that_ran_out_is_someone_elses() -> None:
+    """We were paused: another server may be telling it by now, and says how that went."""
+    sink = Sink()
+
+    async def slow(_: Delivery) -> None:
+        if sink.calls == 1:
+            s.clock.advance(CLAIM_FOR)
+
+    sink.before = slow
+    s = stage(sink)
+    async with s.open():
+        await s.create(3)
+        await until(lambda: len(sink.told) == 2 and not s.records._events)
+        assert s.metadata.faults.calls.count("acknowledge") == 1
+
+
+async def test_a_stop_notes_nothing_of_a_claim_that_ran_out() -> None:
+    sink = Sink()
+    sink.before = lambda _: anyio.sleep_forever()
+    before = stage(sink)
+    async with before.open() as s:
+        await s.create(3)
+        await until(lambda: sink.at_work == 1)
+        s.clock.advance(CLAIM_FOR)
+    assert "postpone" not in before.metadata.faults.calls
+    assert len(before.records._events) == 1
 
 
 async def test_it_looks_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other servers write events too, and wake nobody here."""
     monkeypatch.setattr(outbox, "LOOK_EVERY", 0.01)
     sink = Sink()
-    async with Stage(sink=sink).open() as s:
+    async with stage(sink).open() as s:
         s.engine._core.events_written = lambda: None
         await s.create(3)
         await until(lambda: bool(sink.told))
+
+
+# ------------------------------------------------------------------------------------ two servers
+
+
+@asynccontextmanager
+async def _open(store: MetadataStore) -> AsyncIterator[MetadataStore]:
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def test_two_servers_tell_each_event_once(tmp_path: Path) -> None:
+    """On one database: nobody fails, so nothing is told twice, and in order."""
+    told: list[tuple[str, EventType]] = []
+    by: list[int] = []
+
+    def sink(server: int) -> CallableSink:
+        async def tell(delivery: Delivery) -> None:
+            told.append((delivery.event.upload.id, delivery.event.type))
+            by.append(server)
+            await anyio.sleep(0)
+
+        return CallableSink(tell, name="sink")
+
+    data = MemoryStore()
+    clock = FakeClock()
+    engines = [
+        Engine(data, SQLiteMetadataStore(tmp_path / "db"), sinks=[sink(n)], clock=clock)
+        for n in range(2)
+    ]
+
+    async def write(engine: Engine) -> None:
+        for _ in range(40):
+            command = Create(length=3, payload=Payload(length=3))
+            await engine.handle(command, ScriptedBody(b"abc"))
+
+    async with engines[0], engines[1]:
+        async with anyio.create_task_group() as tasks:
+            for engine in engines:
+                tasks.start_soon(write, engine)
+        await until(lambda: len(told) >= 160)
+        records = engines[0]._core.metadata
+        await until(lambda: _nothing_left(records))
+    assert len(told) == 160
+    assert set(by) == {0, 1}
+    for upload in {upload for upload, _ in told}:
+        types = [event for each, event in told if each == upload]
+        assert types == [EventType.CREATED, EventType.COMPLETED]
+
+
+async def _nothing_left(records: MetadataStore) -> bool:
+    return not [event async for event in records.events()]

@@ -15,7 +15,8 @@ from typing import Any, Final
 from tests.faults.nursery import application
 from tests.faults.sea import Known
 
-from tidegate.engine.outbox import CLAIM_FOR
+from tidegate.engine.outbox import CLAIM_BEYOND
+from tidegate.events.callable import TIMEOUT
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.protocol.model import Kind, State, Upload
 from tidegate.stores.local import LocalStore
@@ -126,7 +127,7 @@ class Audit:
     async def _deliver(self) -> None:
         """Live until nothing is left to tell; claims of the dead are over."""
         deadline = time.monotonic() + DELIVERED_WITHIN
-        async with self._server(CLAIM_FOR + 1):
+        async with self._server(TIMEOUT + CLAIM_BEYOND + 1):
             while left := self._undelivered():
                 if time.monotonic() > deadline:
                     self.broken.append(f"{left} events are never delivered")

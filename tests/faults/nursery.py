@@ -35,7 +35,7 @@ from tidegate.stores.local import LocalStore
 from tidegate.transports.asgi import Tidegate
 
 if TYPE_CHECKING:
-    from tidegate.ports import EventSink
+    from tidegate.events.callable import OnEvent
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -54,7 +54,7 @@ class ShiftedClock:
         return SystemClock.monotonic()
 
 
-def sink(path: Path) -> EventSink:
+def sink(path: Path) -> OnEvent:
     """A listener that writes what it is told to the end of a file, a line at once."""
 
     def write(line: bytes) -> None:

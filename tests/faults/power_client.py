@@ -16,6 +16,7 @@ import msgspec
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
+from tidegate.events.callable import as_sinks
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Delivery, Durability, Sink
 from tidegate.protocol.commands import Append, Checksum, Create, Inspect, Payload, Terminate
@@ -148,7 +149,7 @@ class Client:
                 new_id=lambda _: self._key,
                 sweep_every=1e9,
             ),
-            sinks=[self._told],
+            sinks=as_sinks([self._told]),
             clock=self.clock,
         )
         async with self.engine:

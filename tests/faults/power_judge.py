@@ -33,6 +33,7 @@ from tests.support.disk_trace import Happening, Make, Note, Sync, Write
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
+from tidegate.events.callable import as_sinks
 from tidegate.metadata import sqlite_events
 from tidegate.metadata.sqlite import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Delivery, Durability, Sink
@@ -138,7 +139,7 @@ class Recovery:
             self._data,
             self._metadata,
             settings=Settings(durability=self._trace.durability, sweep_every=1e9),
-            sinks=[told],
+            sinks=as_sinks([told]),
             clock=self._clock,
         )
         # What the server does of itself must not change what a client sees first.

@@ -36,6 +36,7 @@ from tests.support.faulty import FaultyMetadata, FaultyStore
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
+from tidegate.events.callable import as_sinks
 from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.metadata.postgres import PostgresMetadataStore
 from tidegate.metadata.redis import RedisMetadataStore
@@ -209,7 +210,7 @@ class EngineMachine(RuleBasedStateMachine):
             ),
             expire_after=EXPIRE_AFTER,
             clock=self.clock,
-            sinks=[sink],
+            sinks=as_sinks([sink]),
         )
         self.stop = asyncio.Event()
         started = asyncio.Event()

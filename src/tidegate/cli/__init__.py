@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, UnusedCliTokensError
 from tidegate import __version__
 from tidegate.cli.check import check
 from tidegate.cli.errors import FAILED, WRONG_USE, Failure, complain
+from tidegate.cli.events import events
 from tidegate.cli.help import HelpFormatter
 from tidegate.cli.migrate import migrate
 from tidegate.cli.serve import serve
@@ -32,6 +33,7 @@ app.command(serve)
 app.command(sweep)
 app.command(check)
 app.command(migrate)
+app.command(events)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from tidegate.cli import offline
 from tidegate.cli.errors import FAILED
 from tidegate.config import StoreConfig
+from tidegate.config_events import EventConfig
 from tidegate.engine.check import Checked, Finding
 
 if TYPE_CHECKING:
@@ -23,16 +24,20 @@ def check(
     repair: Annotated[
         bool, Parameter(negative=(), help="Mend what can be mended without loss")
     ] = False,
+    tell: offline.Tell = False,
+    listeners: offline.Listeners = EventConfig(),  # noqa: B008 - immutable
     json: offline.Json = False,
     config: offline.ConfigFile = None,
 ) -> int:
     """Read every record and its bytes, and say what does not agree.
 
-    Beside a running server it is safe; uploads that someone is writing to are left alone. Exit code
-    1: something does not agree, and was not mended.
+    Beside a running server it is safe; uploads that someone is writing to are left alone. Events of
+    what a repair completes are written where the settings name webhooks or a command, for the
+    server to deliver. Exit code 1: something does not agree, and was not mended.
     """
     del config  # read with the other sources of settings
-    checked, findings = offline.run(_check(offline.engine(stores), repair=repair, quiet=json))
+    engine = offline.engine(stores, listeners=listeners, tell=tell)
+    checked, findings = offline.run(_check(engine, repair=repair, quiet=json))
     if json:
         offline.show(to_builtins({"checked": checked, "findings": findings}))
     else:

@@ -29,6 +29,9 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
     # uvicorn tells every step of its start and end; what matters of it we say ourselves.
     quiet = logging.NOTSET if level == "debug" else logging.WARNING
     logging.getLogger("uvicorn.error").setLevel(quiet)
+    # They tell of every request, with its URL, in which there may be a password.
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
 
 

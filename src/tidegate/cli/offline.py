@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
@@ -12,11 +13,13 @@ from cyclopts import Group, Parameter
 from tidegate import registry
 from tidegate.cli import logs
 from tidegate.cli.errors import Failure
+from tidegate.config_events import EventConfig
 from tidegate.engine.engine import Engine
 from tidegate.ports import DataError, MetadataError
+from tidegate.protocol.model import STORED_EVENTS, EventType
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncIterator, Coroutine
 
     from tidegate.config import StoreConfig
     from tidegate.engine.core import Settings
@@ -26,6 +29,12 @@ T = TypeVar("T")
 
 OUTPUT = Group("Output", sort_key=9)
 
+Tell = Annotated[
+    bool,
+    Parameter(negative=(), help="Write events for listeners of an application, too"),
+]
+Listeners = Annotated[EventConfig, Parameter(show=False)]
+"""What a server's own settings say of it, read from the same sources."""
 Json = Annotated[
     bool, Parameter(name="--json", group=OUTPUT, negative=(), help="One JSON object, for programs")
 ]
@@ -52,13 +61,25 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise Failure("interrupted; what was done is done, and nothing is left half done") from None
 
 
-def engine(stores: StoreConfig, settings: Settings | None = None) -> Engine:
-    """An engine on the stores, not opened yet, with nothing going on behind. Raises Failure."""
+def engine(
+    stores: StoreConfig,
+    settings: Settings | None = None,
+    *,
+    listeners: EventConfig | None = None,
+    tell: bool = False,
+) -> Engine:
+    """An engine on the stores, not opened yet, with nothing going on behind. Raises Failure.
+
+    Events are written for the `listeners` of a server, or with `tell` all of them: it delivers
+    them.
+    """
     for folder in registry.folders(stores.data, stores.metadata_url):
         if not folder.is_dir():
             raise Failure(f"{folder}: there is no such folder, so there are no uploads in it")
     data = registry.data_store(stores.data, registry.Options(file_name=stores.file_name))
-    return Engine(data, metadata(stores), settings=settings, tending=False)
+    wanted = listeners.wanted_events if listeners else frozenset[EventType]()
+    tells = STORED_EVENTS if tell else wanted
+    return Engine(data, metadata(stores), settings=settings, tells=tells, tending=False)
 
 
 def metadata(stores: StoreConfig) -> MetadataStore:
@@ -67,6 +88,24 @@ def metadata(stores: StoreConfig) -> MetadataStore:
         return registry.metadata_store(stores.metadata_url)
     except registry.StoreURLError as error:
         raise Failure(str(error)) from error
+
+
+def records(stores: StoreConfig) -> MetadataStore:
+    """The metadata store alone, which is there already, not opened yet. Raises Failure."""
+    path = registry.metadata_path(stores.metadata_url)
+    if path is not None and not path.is_file():
+        raise Failure(f"{path}: there is no such file, so there are no records in it")
+    return metadata(stores)
+
+
+@asynccontextmanager
+async def opened(metadata: MetadataStore) -> AsyncIterator[MetadataStore]:
+    """A metadata store, open. Raises MetadataError."""
+    try:
+        await metadata.open()
+        yield metadata
+    finally:
+        await metadata.close()
 
 
 def show(value: object) -> None:

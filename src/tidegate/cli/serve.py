@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from cyclopts import Parameter
 
 from tidegate import __version__, registry
-from tidegate.cli import descriptors, listen, logs, server, workers
+from tidegate.cli import descriptors, listen, logs, notify, server, workers
 from tidegate.cli.errors import Failure
 from tidegate.config import PROCESS, Config, ConfigError
 from tidegate.ports import DataError, MetadataError
@@ -127,7 +127,9 @@ def _app(settings: Config) -> Tidegate:
             durability=settings.durability,
             max_unfinished=settings.max_unfinished,
             reserve_disk=settings.reserve_disk,
+            progress_every=settings.progress_every,
         ),
+        on_event=notify.sinks(settings),
         patience=Patience(idle=settings.idle_timeout, rate=settings.min_rate),
         slots=Slots(
             settings.max_concurrent,

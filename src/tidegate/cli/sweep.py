@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from tidegate.cli import offline
 from tidegate.cli.errors import FAILED, Failure
 from tidegate.config import StoreConfig, one
+from tidegate.config_events import EventConfig
 from tidegate.config_parsers import parse_duration
 from tidegate.engine.core import Settings
 
@@ -30,17 +31,21 @@ def sweep(
             help="Of unfinished bytes without a record",
         ),
     ] = Settings().orphan_age,
+    tell: offline.Tell = False,
+    listeners: offline.Listeners = EventConfig(),  # noqa: B008 - immutable
     json: offline.Json = False,
     config: offline.ConfigFile = None,
 ) -> int:
     """Give up what expired, forget what ended long ago, delete what belongs to nothing.
 
     A server does this by itself; beside a running one it is safe. A completed upload is never
-    touched. Exit code 1: something could not be done.
+    touched. Events are written where the settings name webhooks or a command, for the server to
+    deliver. Exit code 1: something could not be done.
     """
     del config  # read with the other sources of settings
     settings = Settings(orphan_age=float("inf") if orphan_age is None else orphan_age)
-    swept = offline.run(_sweep(offline.engine(stores, settings), dry_run=dry_run))
+    engine = offline.engine(stores, settings, listeners=listeners, tell=tell)
+    swept = offline.run(_sweep(engine, dry_run=dry_run))
     if json:
         offline.show(
             {

@@ -246,6 +246,7 @@ class _Receiver:
             upload, settled=False, segments=self._segments, durable=self.core.acks_durable
         )
         self._segments = ()
+        self.core.progressed(upload)
         self._checkpoint_bytes = upload.offset + settings.checkpoint_bytes
         self._checkpoint_time = self.core.clock.monotonic() + settings.checkpoint_seconds
         if self.core.durable and self._syncing is None:
@@ -334,6 +335,7 @@ class _Receiver:
         await self.held.commit(
             upload, segments=self._segments, release=True, durable=self.core.acks_durable
         )
+        self.core.progressed(upload)
 
     async def salvage(self) -> None:
         """Keep what arrived of a body that was cut short; nothing, where a checksum covers it.

@@ -82,6 +82,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     orphans_every: float = 6 * 3600.0
     """How often it looks through all that is stored for what belongs to nothing: a walk over every
     file, for what only a crash in a narrow window leaves."""
+    progress_every: float = 5.0
+    """How often the progress of one upload is told, at most; and no more often than it is
+    committed. As often as people look at a bar that moves slowly."""
     max_unfinished: int | None = None
     """What all unfinished uploads may come to; None: any."""
     reserve_disk: int | None = None
@@ -101,7 +104,7 @@ class Core:
         settings: Settings,
         offer: Offer,
         clock: Clock,
-        tells: bool,
+        tells: frozenset[EventType],
     ) -> None:
         self.data = data
         self.whole_store = data if isinstance(data, WholeStore) else None
@@ -111,7 +114,7 @@ class Core:
         self.offer = offer
         self.clock = clock
         self.tells = tells
-        """Whether anyone listens to events; if not, none are written."""
+        """The types of events that anyone listens to: no others are written."""
         self.unsynced: set[UploadId] = set()
         """Uploads with acknowledged bytes that a graceful stop has to sync."""
         self.background: TaskGroup
@@ -121,6 +124,8 @@ class Core:
         self.draining = False
         """The server is about to stop: no body is received any more."""
         self.events_written: Callable[[], None] = lambda: None
+        self.progressed: Callable[[Upload], None] = lambda _: None
+        """To be told of an unfinished upload of which more was acknowledged."""
         self.part_changed: Callable[[UploadId], None] = lambda _: None
         """To be told when a partial upload became complete or went away."""
 
@@ -159,7 +164,7 @@ class Core:
 
     def events(self, event_type: EventType, upload: Upload) -> tuple[Event, ...]:
         """The event to commit with a change, when anyone listens."""
-        if not self.tells:
+        if event_type not in self.tells:
             return ()
         return (Event(type=event_type, at=self.clock.now(), upload=upload),)
 

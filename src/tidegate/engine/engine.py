@@ -15,6 +15,7 @@ from tidegate.engine.concat import Assembler, free_parts
 from tidegate.engine.core import Core, Settings, locked, log, refusing
 from tidegate.engine.create import create
 from tidegate.engine.outbox import Outbox
+from tidegate.engine.progress import Progress
 from tidegate.engine.sessions import Session, acquire, go_back, session
 from tidegate.engine.sweep import Swept, sweep, sweep_in_turn
 from tidegate.ports import (
@@ -41,7 +42,7 @@ from tidegate.protocol.commands import (
 )
 from tidegate.protocol.errors import Refusal
 from tidegate.protocol.lifecycle import Transition, advance
-from tidegate.protocol.model import EventType, Kind, State, Upload
+from tidegate.protocol.model import STORED_EVENTS, EventType, Kind, State, Upload
 from tidegate.protocol.results import (
     Appended,
     Discovered,
@@ -52,7 +53,7 @@ from tidegate.protocol.results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Collection, Sequence
     from types import TracebackType
 
     from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore, OpenFile
@@ -81,13 +82,17 @@ class Engine:
         downloads: bool = True,
         transport: Capability = Capability.NONE,
         sinks: Sequence[EventSink] = (),
+        tells: Collection[EventType] = (),
         clock: Clock | None = None,
         tending: bool = True,
     ) -> None:
-        """Do nothing but check. Raises ValueError for an unknown name in `disabled`.
+        """Do nothing but check. Raises ValueError for an unknown name in `disabled`, and for
+        sinks whose names are not right, or not different.
 
-        `max_size` is in bytes, `expire_after` in seconds; None: no limit, never. Without `tending`
-        nothing goes on behind the requests: for a command that does one thing and ends.
+        `max_size` is in bytes, `expire_after` in seconds; None: no limit, never. Events of the
+        types in `tells` are written for the sinks of other servers, beside those that `sinks` want.
+        Without `tending` nothing goes on behind the requests, and none are delivered: for a command
+        that does one thing and ends.
         """
         capabilities = data.capabilities | metadata.capabilities | transport
         offered = [
@@ -109,11 +114,15 @@ class Engine:
             settings=settings or Settings(),
             offer=offer,
             clock=clock or SystemClock(),
-            tells=bool(sinks),
+            tells=(STORED_EVENTS & frozenset(tells)).union(
+                *(STORED_EVENTS & sink.types for sink in sinks)
+            ),
         )
         self._assembler = Assembler(self._core)
         self._outbox = Outbox(self._core, sinks)
         self._core.events_written = self._outbox.wake
+        self._progress = Progress(self._core, sinks)
+        self._sinks = sinks
         self._tending = tending
         self._stack = AsyncExitStack()
 
@@ -130,6 +139,9 @@ class Engine:
             await core.data.open()
             stack.push_async_callback(core.metadata.close)
             await core.metadata.open(core.data.boot_id)
+            for sink in self._sinks:
+                stack.push_async_callback(sink.close)
+                await sink.open()
             stack.push_async_callback(self._sync_at_stop)
             # Nobody is left to look at finals then: the next start does.
             stack.callback(setattr, core, "part_changed", lambda _: None)
@@ -138,8 +150,9 @@ class Engine:
             core.part_changed = self._assembler.part_changed
             if self._tending:
                 core.spawn(self._tend)
-            if self._tending and core.tells:
+            if self._tending and self._sinks:
                 core.spawn(self._outbox.run)
+                self._progress.start()
             self._stack = stack.pop_all()
         return self
 

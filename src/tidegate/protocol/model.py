@@ -120,6 +120,12 @@ class EventType(enum.StrEnum):
     COMPLETED = "completed"
     TERMINATED = "terminated"
     EXPIRED = "expired"
+    PROGRESS = "progress"
+    """More of it is acknowledged. Told now and then to who asks for it, and never stored."""
+
+
+STORED_EVENTS = frozenset(EventType) - {EventType.PROGRESS}
+"""What is committed with the change it tells of, and so told at least once."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

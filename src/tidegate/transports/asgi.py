@@ -14,6 +14,7 @@ import anyio.lowlevel
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import WEEK, Engine
+from tidegate.events.callable import as_sinks
 from tidegate.ports import DataError, Durability, MetadataError
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.dialects.http import Request
@@ -26,6 +27,7 @@ from tidegate.transports.slots import Slots
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 
+    from tidegate.events.callable import OnEvent
     from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore
 
     Scope = MutableMapping[str, Any]
@@ -53,6 +55,9 @@ class Tidegate:
     `accept_upgrade` a request that carries both an Upgrade field and a body is accepted: safe on
     every server but uvicorn's httptools protocol, which would take the body for another request.
     `transport` is what a server of our own can do beyond ASGI.
+    `on_event` is told of what happens to uploads: callables, which get a `Delivery` (a coroutine
+    function on the event loop, any other in a thread), or sinks from `tidegate.events`. Each event
+    is told at least once, those of one upload in order; what raises is told again.
     `patience` is how long a client is waited for, `slots` is how many bodies are received at once.
     """
 
@@ -72,7 +77,7 @@ class Tidegate:
         downloads: bool = True,
         durability: Durability = Durability.COMPLETE,
         settings: Settings | None = None,
-        on_event: Sequence[EventSink] = (),
+        on_event: Sequence[EventSink | OnEvent] = (),
         accept_upgrade: bool = False,
         transport: Capability = Capability.NONE,
         patience: Patience = PATIENT,
@@ -89,7 +94,7 @@ class Tidegate:
             disabled=disable,
             downloads=downloads,
             transport=transport,
-            sinks=on_event,
+            sinks=as_sinks(on_event),
             clock=clock,
         )
         self.service = Service(

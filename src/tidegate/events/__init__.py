@@ -1,0 +1,1 @@
+"""Who is told of events: callables, webhooks, commands. Each is an `EventSink`."""
