@@ -11,6 +11,7 @@ from tidegate.engine.append import gather, receive
 from tidegate.engine.completion import complete
 from tidegate.engine.core import log
 from tidegate.engine.sessions import Session
+from tidegate.measures import CREATED
 from tidegate.ports import (
     DataError,
     Grant,
@@ -94,6 +95,7 @@ async def _insert(core: Core, upload: Upload, *, lease: bool) -> Session | None:
         ) from error
     except UploadExistsError as error:
         raise Refusal(Code.EXISTS, "there is, or was, an upload with this name") from error
+    core.measures.add(CREATED.start)
     core.events_written()
     return None if grant is None else Session(core, grant)
 

@@ -14,9 +14,11 @@ from tidegate.engine.check import Checked, Finding, check
 from tidegate.engine.concat import Assembler, free_parts
 from tidegate.engine.core import Core, Settings, locked, log, refusing
 from tidegate.engine.create import create
+from tidegate.engine.measured import measured_data, measured_metadata
 from tidegate.engine.outbox import Outbox
 from tidegate.engine.sessions import Session, acquire, go_back, session
 from tidegate.engine.sweep import Swept, sweep, sweep_in_turn
+from tidegate.measures import TAKEOVERS, Measures
 from tidegate.ports import (
     DataError,
     FileStore,
@@ -24,6 +26,8 @@ from tidegate.ports import (
     Hold,
     Loaded,
     MetadataError,
+    ProbedStore,
+    QueuedStore,
     SyncFailedError,
     UnknownUploadError,
 )
@@ -41,7 +45,7 @@ from tidegate.protocol.commands import (
 )
 from tidegate.protocol.errors import Refusal
 from tidegate.protocol.lifecycle import Transition, advance
-from tidegate.protocol.model import EventType, Kind, State, Upload
+from tidegate.protocol.model import EventType, Kind, State, Upload, UploadId
 from tidegate.protocol.results import (
     Appended,
     Discovered,
@@ -55,7 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from types import TracebackType
 
-    from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore, OpenFile
+    from tidegate.ports import Body, Clock, Counts, DataStore, EventSink, MetadataStore, OpenFile
 
 WEEK = 7 * 86_400.0
 """How long an unfinished upload waits for its client: what the large public tus services keep."""
@@ -83,12 +87,17 @@ class Engine:
         sinks: Sequence[EventSink] = (),
         clock: Clock | None = None,
         tending: bool = True,
+        measures: Measures | None = None,
     ) -> None:
         """Do nothing but check. Raises ValueError for an unknown name in `disabled`.
 
         `max_size` is in bytes, `expire_after` in seconds; None: no limit, never. Without `tending`
-        nothing goes on behind the requests: for a command that does one thing and ends.
+        nothing goes on behind the requests: for a command that does one thing and ends. `measures`
+        are those that somebody reads: with them the stores are measured, too.
         """
+        if measures is not None:
+            data = measured_data(data, measures)
+            metadata = measured_metadata(metadata, measures)
         capabilities = data.capabilities | metadata.capabilities | transport
         offered = [
             name
@@ -110,6 +119,7 @@ class Engine:
             offer=offer,
             clock=clock or SystemClock(),
             tells=bool(sinks),
+            measures=measures,
         )
         self._assembler = Assembler(self._core)
         self._outbox = Outbox(self._core, sinks)
@@ -187,6 +197,35 @@ class Engine:
         """
         self._core.drain()
 
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to stop."""
+        return self._core.draining
+
+    async def counts(self) -> Counts:
+        """How much there is. Raises MetadataError."""
+        return await self._core.metadata.counts()
+
+    async def probe_data(self) -> None:
+        """See, quickly, whether the data store can be reached. Raises DataError."""
+        data = self._core.data
+        await (data.probe() if isinstance(data, ProbedStore) else data.free_space())
+
+    async def probe_metadata(self) -> None:
+        """See, quickly, whether the metadata store can be reached. Raises MetadataError."""
+        metadata = self._core.metadata
+        if isinstance(metadata, ProbedStore):
+            await metadata.probe()
+        else:
+            await metadata.load(UploadId("probe"))
+
+    def queued(self) -> dict[str, int]:
+        """How many calls wait in the stores, or are at work, of those that queue them."""
+        stores = {"data": self._core.data, "metadata": self._core.metadata}
+        return {
+            name: store.queued() for name, store in stores.items() if isinstance(store, QueuedStore)
+        }
+
     async def sweep(self, *, dry_run: bool = False) -> Swept | None:
         """Give up what expired, forget old tombstones, delete orphans; or only say what would be.
 
@@ -253,6 +292,7 @@ class Engine:
             forced = await core.metadata.acquire(command.id, force=True)
             if isinstance(forced, Held):
                 raise locked()
+            core.measures.add(TAKEOVERS.start)
             grant = forced
         held = Session(core, grant)
         try:
