@@ -349,7 +349,7 @@ class Config(StoreConfig):
             group=WATCH,
             converter=one(parse_metrics_listen),
             metavar="PLACE",
-            help="/metrics at ADDRESS:PORT, or main: for all who upload",
+            help="/metrics at ADDRESS:PORT, or main: for everyone",
         ),
     ] = None
     # They say no more than that the server is there, which is known to who asks.
@@ -374,7 +374,7 @@ class Config(StoreConfig):
     # Names of files tell of people.
     log_metadata: Annotated[
         bool,
-        Parameter(group=WATCH, help="Log what clients say of their files, names included"),
+        Parameter(group=WATCH, help="Log what clients say of their files, as names"),
     ] = False
     # Docker kills 10 s after it asked (Kubernetes 30 s, systemd 90 s): what is left of them is for
     # saving what the requests that were cut off had sent, and for the last sync.
@@ -395,7 +395,7 @@ class Config(StoreConfig):
         if (self.tls_cert is None) != (self.tls_key is None):
             given, missing = ("key", "cert") if self.tls_cert is None else ("cert", "key")
             raise ConfigError(f"--tls-{given} needs --tls-{missing}: https takes both")
-        if self.metrics_listen == f"{self.host}:{self.port}":
+        if self.port and self.metrics_listen == f"{self.host}:{self.port}":
             raise ConfigError(
                 f"--metrics-listen {self.metrics_listen}: that is where uploads go: expected another"
                 " port, or main"

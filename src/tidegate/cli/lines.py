@@ -10,7 +10,6 @@ import json
 import logging
 import queue
 import threading
-import time
 from typing import TYPE_CHECKING, Final, TextIO
 
 import msgspec
@@ -32,7 +31,7 @@ class Handler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO, log_format: LogFormat, *, colors: bool) -> None:
         super().__init__(stream)
         self._render = _json if log_format == "json" else _colored if colors else _console
-        self._lines: list[str] = []
+        self._lines: list[Line] = []
         self._lost = 0
         self._gathering = False
         self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -43,7 +42,7 @@ class Handler(logging.StreamHandler[TextIO]):
         if len(self._lines) >= MOST:
             self._lost += 1
             return
-        self._lines.append(self._render(_clean(line)))
+        self._lines.append(line)
         if self._gathering:
             return
         self._gathering = True
@@ -81,13 +80,15 @@ class Handler(logging.StreamHandler[TextIO]):
         lost, self._lost = self._lost, 0
         if not lines:
             return
-        if lost:
-            lines.append(f"tidegate: {lost} lines about requests are lost: nobody read the log\n")
         try:
-            self.stream.write("".join(lines))
+            self.stream.write(self._render(lines))
             self.stream.flush()
         except (OSError, ValueError):
-            pass  # nobody reads it any more, and there is nobody to tell
+            return  # nobody reads it any more, and there is nobody to tell
+        if lost:
+            record = {"name": LOGGER, "levelno": logging.WARNING, "levelname": "WARNING"}
+            text = f"{lost} lines about requests are lost: the log is read too slowly"
+            super().emit(logging.makeLogRecord({**record, "msg": text}))
 
 
 def _clean(line: Line) -> Line:
@@ -110,44 +111,38 @@ def safe(text: str) -> str:
     )
 
 
-def _now() -> str:
-    now = time.time()
-    second = int(now)
-    if second != _second[0]:
-        _second[:] = [second]
-        _text[:] = [time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))]
-    return f"{_text[0]}.{int((now - second) * 1e6):06d}Z"
+def _json(lines: list[Line]) -> str:
+    encoded = b"\n" + _ENCODER.encode_lines(lines)
+    # What is safe as it is, and that is nearly all, is seen at once.
+    if b"\\" in encoded or b"\x7f" in encoded or not encoded.isascii():
+        encoded = b"\n" + _ENCODER.encode_lines([_clean(line) for line in lines])
+    return encoded.replace(b"\n{", _BEGIN).decode()[1:]
 
 
-_second: list[int] = [0]
-_text: list[str] = [""]
-"""The second that was told last, and how it is written."""
+_ENCODER: Final = msgspec.json.Encoder()
+_BEGIN: Final = b'\n{"event":"request","level":"info","logger":"%b",' % LOGGER.encode()
 
 
-def _json(line: Line) -> str:
-    fields = msgspec.json.encode(line).decode()
-    return (
-        f'{{"timestamp":"{_now()}","level":"info","logger":"{LOGGER}","event":"request",'
-        f"{fields[1:]}\n"
-    )
+def _console(lines: list[Line]) -> str:
+    return "".join([_line(line, "{}={}") for line in lines])
 
 
-def _console(line: Line) -> str:
-    fields = " ".join([f"{key}={_shown(value)}" for key, value in _fields(line)])
-    return f"{_now()} [info] request [{LOGGER}] {fields}\n"
+def _colored(lines: list[Line]) -> str:
+    return "".join([_line(line, "\x1b[36m{}\x1b[0m=\x1b[35m{}\x1b[0m") for line in lines])
 
 
-def _colored(line: Line) -> str:
-    fields = " ".join(
-        f"\x1b[36m{key}\x1b[0m=\x1b[35m{_shown(value)}\x1b[0m" for key, value in _fields(line)
-    )
-    return f"\x1b[2m{_now()}\x1b[0m [info] request [{LOGGER}] {fields}\n"
-
-
-def _fields(line: Line) -> list[tuple[str, object]]:
-    return [
-        (key, value) for key in line.__struct_fields__ if (value := getattr(line, key)) is not None
+def _line(line: Line, field: str) -> str:
+    _clean(line)
+    at = line.timestamp.isoformat().replace("+00:00", "Z")
+    fields = [
+        field.format(key, _shown(value))
+        for key in line.__struct_fields__[1:]
+        if (value := getattr(line, key)) is not None
     ]
+    return f"{at} {_WHAT} {' '.join(fields)}\n"
+
+
+_WHAT: Final = f"[info] request [{LOGGER}]"
 
 
 def _shown(value: object) -> str:

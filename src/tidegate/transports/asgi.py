@@ -281,9 +281,8 @@ class Tidegate:
         `path` is its own, `known`: it is under our base path. `upgrade_is_safe`: the transport keeps the body of
         a request that carries an Upgrade field.
         """
-        page = await self._pages.answer(request, path)
-        if page is not None:
-            return page
+        if path in self._pages.paths:
+            return await self._pages.answer(request, path)
         if not known:
             refusal = Refusal(Code.NOT_FOUND, f"uploads live under {request.base_path}")
             return self.service.refuse(refusal, request)

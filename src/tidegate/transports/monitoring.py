@@ -124,14 +124,15 @@ class Pages:
             OPENAPI: self._openapi,
         }
         self._pages = {name: known[name] for name in names}
+        self.paths = frozenset(names)
         self._metrics_of: Metrics | None = None
         self._document = b""
 
-    async def answer(self, request: Request, path: str) -> Answer | None:
-        """The answer to a request for one of them; None: `path` is another."""
+    async def answer(self, request: Request, path: str) -> Answer:
+        """The answer to a request for one of them; 404 for others."""
         page = self._pages.get(path)
         if page is None:
-            return None
+            return _answer(404, b"there is no such page\n", "text/plain; charset=utf-8")
         if request.method not in ("GET", "HEAD"):
             return _answer(
                 405, b"expected GET\n", "text/plain; charset=utf-8", ("allow", "GET, HEAD")
@@ -147,8 +148,6 @@ class Pages:
         request = Request(method=scope["method"], path="", headers=headers)
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
         answer = await self.answer(request, path)
-        if answer is None:
-            answer = _answer(404, b"there is no such page\n", "text/plain; charset=utf-8")
         await send(
             {"type": "http.response.start", "status": answer.status, "headers": answer.headers}
         )
