@@ -44,7 +44,10 @@ OUTCOMES: Final = (OK, DROPPED, BROKEN, *(code.label for code in Code), "other")
 NO_STATUS: Final = "none"
 """Nothing was answered."""
 STATUSES: Final = (
-    *(str(status) for status in sorted({200, 201, 204, 206, 304, *(code.status for code in Code)})),
+    *(
+        str(status)
+        for status in sorted({200, 201, 204, 206, 304, 401, *(code.status for code in Code)})
+    ),
     *("2xx", "3xx", "4xx", "5xx", NO_STATUS),
 )
 """What the server answers by itself; of others, which an application may choose, the class."""

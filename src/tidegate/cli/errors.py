@@ -16,6 +16,14 @@ class Failure(Exception):
 
 def complain(message: object) -> None:
     """Say on stderr what went wrong, in one line, whatever is in it."""
-    text = " ".join(str(message).split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    print(f"tidegate: {shown}", file=sys.stderr, flush=True)
+    text = printable(" ".join(str(message).split()))
+    print(f"tidegate: {text}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """`text` without what ends a line or steers a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 import msgspec
 
+from tidegate.cli.errors import printable
+
 if TYPE_CHECKING:
     from tidegate.config import LogFormat
     from tidegate.transports.access import Line
@@ -93,22 +95,13 @@ class Handler(logging.StreamHandler[TextIO]):
 
 def _clean(line: Line) -> Line:
     """Let nothing that a client sent end a line or steer a terminal."""
-    line.method = safe(line.method)
-    line.path = safe(line.path)
-    line.upload = line.upload and safe(line.upload)
-    line.client = line.client and safe(line.client)
+    line.method = printable(line.method)
+    line.path = printable(line.path)
+    line.upload = line.upload and printable(line.upload)
+    line.client = line.client and printable(line.client)
     if line.metadata:
-        line.metadata = {safe(key): safe(value) for key, value in line.metadata.items()}
+        line.metadata = {printable(key): printable(value) for key, value in line.metadata.items()}
     return line
-
-
-def safe(text: str) -> str:
-    """A client's text, with what can't be printed spelled out."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
 
 
 def _json(lines: list[Line]) -> str:

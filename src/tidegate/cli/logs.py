@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from tidegate.cli.lines import Handler, safe
+from tidegate.cli.errors import printable
+from tidegate.cli.lines import Handler
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -87,5 +88,5 @@ def _escape(_logger: object, _name: str, event: Event) -> Event:
     """Let nothing that a client sent end a line or steer a terminal."""
     for key, value in event.items():
         if isinstance(value, str):
-            event[key] = safe(value)
+            event[key] = printable(value)
     return event

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from cyclopts import Group, Parameter
+from rich.console import Console
 
 from tidegate import registry
 from tidegate.cli import logs
@@ -16,7 +18,7 @@ from tidegate.engine.engine import Engine
 from tidegate.ports import DataError, MetadataError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncIterator, Coroutine
 
     from tidegate.config import StoreConfig
     from tidegate.engine.core import Settings
@@ -26,6 +28,22 @@ T = TypeVar("T")
 
 OUTPUT = Group("Output", sort_key=9)
 
+PIPED_COLUMNS: Final = 1000
+"""How wide a table may be that is no terminal's: nothing is cut off."""
+
+Tell = Annotated[
+    bool,
+    Parameter(negative=(), help="Write events for listeners of an application, too"),
+]
+Lines = Annotated[
+    bool,
+    Parameter(
+        name="--json",
+        group=OUTPUT,
+        negative=(),
+        help="One JSON object per line, for programs",
+    ),
+]
 Json = Annotated[
     bool, Parameter(name="--json", group=OUTPUT, negative=(), help="One JSON object, for programs")
 ]
@@ -52,13 +70,26 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise Failure("interrupted; what was done is done, and nothing is left half done") from None
 
 
-def engine(stores: StoreConfig, settings: Settings | None = None) -> Engine:
-    """An engine on the stores, not opened yet, with nothing going on behind. Raises Failure."""
+def engine(stores: StoreConfig, settings: Settings | None = None, *, tell: bool = False) -> Engine:
+    """An engine on the stores, not opened yet, with nothing going on behind. Raises Failure.
+
+    With `tell` events are written: a server delivers them.
+    """
+    _check_folders(stores)
+    data = registry.data_store(stores.data, registry.Options(file_name=stores.file_name))
+    return Engine(data, metadata(stores), settings=settings, tells=tell, tending=False)
+
+
+def records(stores: StoreConfig) -> MetadataStore:
+    """The metadata store alone, not opened yet. Raises Failure."""
+    _check_folders(stores)
+    return metadata(stores)
+
+
+def _check_folders(stores: StoreConfig) -> None:
     for folder in registry.folders(stores.data, stores.metadata_url):
         if not folder.is_dir():
             raise Failure(f"{folder}: there is no such folder, so there are no uploads in it")
-    data = registry.data_store(stores.data, registry.Options(file_name=stores.file_name))
-    return Engine(data, metadata(stores), settings=settings, tending=False)
 
 
 def metadata(stores: StoreConfig) -> MetadataStore:
@@ -67,6 +98,21 @@ def metadata(stores: StoreConfig) -> MetadataStore:
         return registry.metadata_store(stores.metadata_url)
     except registry.StoreURLError as error:
         raise Failure(str(error)) from error
+
+
+@asynccontextmanager
+async def opened(store: MetadataStore) -> AsyncIterator[MetadataStore]:
+    """A metadata store, open. Raises MetadataError."""
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+
+
+def console() -> Console:
+    """What tables are printed on: as wide as the terminal; elsewhere as wide as they are."""
+    return Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS, highlight=False)
 
 
 def show(value: object) -> None:

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, assert_never
 
 import anyio
+import msgspec
 from msgspec.structs import replace
 
 from tidegate.clock import SystemClock
@@ -45,7 +46,7 @@ from tidegate.protocol.commands import (
 )
 from tidegate.protocol.errors import Refusal
 from tidegate.protocol.lifecycle import Transition, advance
-from tidegate.protocol.model import EventType, Kind, State, Upload, UploadId
+from tidegate.protocol.model import EventType, Kind, Segment, State, Upload, UploadId
 from tidegate.protocol.results import (
     Appended,
     Discovered,
@@ -63,6 +64,16 @@ if TYPE_CHECKING:
 
 WEEK = 7 * 86_400.0
 """How long an unfinished upload waits for its client: what the large public tus services keep."""
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """An upload, for those who run the server."""
+
+    upload: Upload
+    hold: Hold
+    segments: list[Segment]
+    stored: int
+    """Bytes that the data store holds of it."""
 
 
 class Engine:
@@ -85,13 +96,15 @@ class Engine:
         downloads: bool = True,
         transport: Capability = Capability.NONE,
         sinks: Sequence[EventSink] = (),
+        tells: bool = False,
         clock: Clock | None = None,
         tending: bool = True,
         measures: Measures | None = None,
     ) -> None:
         """Do nothing but check. Raises ValueError for an unknown name in `disabled`.
 
-        `max_size` is in bytes, `expire_after` in seconds; None: no limit, never. Without `tending`
+        `max_size` is in bytes, `expire_after` in seconds; None: no limit, never. With `tells` events
+        are written also where there are no sinks: for those of other servers. Without `tending`
         nothing goes on behind the requests: for a command that does one thing and ends. `measures`
         are those that somebody reads: with them the stores are measured, too.
         """
@@ -118,11 +131,12 @@ class Engine:
             settings=settings or Settings(),
             offer=offer,
             clock=clock or SystemClock(),
-            tells=bool(sinks),
+            tells=tells or bool(sinks),
             measures=measures,
         )
         self._assembler = Assembler(self._core)
         self._outbox = Outbox(self._core, sinks)
+        self._sinks = sinks
         self._core.events_written = self._outbox.wake
         self._tending = tending
         self._stack = AsyncExitStack()
@@ -148,7 +162,7 @@ class Engine:
             core.part_changed = self._assembler.part_changed
             if self._tending:
                 core.spawn(self._tend)
-            if self._tending and core.tells:
+            if self._tending and self._sinks:
                 core.spawn(self._outbox.run)
             self._stack = stack.pop_all()
         return self
@@ -205,6 +219,19 @@ class Engine:
     async def counts(self) -> Counts:
         """How much there is. Raises MetadataError."""
         return await self._core.metadata.counts()
+
+    async def describe(self, upload_id: UploadId) -> Described | None:
+        """All that is known of an upload; None: there is none. Raises MetadataError, DataError."""
+        core = self._core
+        loaded = await core.metadata.load(upload_id)
+        if loaded is None:
+            return None
+        return Described(
+            upload=loaded.upload,
+            hold=loaded.hold,
+            segments=await core.metadata.segments(upload_id),
+            stored=await core.data.measure(loaded.upload),
+        )
 
     async def probe_data(self) -> None:
         """See, quickly, whether the data store can be reached. Raises DataError."""
