@@ -320,6 +320,8 @@ class Tidegate:
             return
 
         async def give(chunk: bytes, *, more: bool = True) -> None:
+            # A client that has it all may be gone before `send` returns.
+            sent.whole = not more
             await send({"type": "http.response.body", "body": chunk, "more_body": more})
             sent.bytes += len(chunk)
 
@@ -327,7 +329,6 @@ class Tidegate:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_until_gone, receive, tasks.cancel_scope)
             await self._send_pieces(answer, give)
-            sent.whole = True
             tasks.cancel_scope.cancel()
 
     async def _send_pieces(self, answer: Answer, give: Give) -> None:
