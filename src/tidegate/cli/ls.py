@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from cyclopts import Parameter
@@ -163,29 +163,44 @@ async def _batches(metadata: MetadataStore, wanted: Filter) -> AsyncIterator[lis
     yield batch
 
 
+_COLUMNS: Final = ("id", "state", "kind", "size", "here", "made", "active", "name")
+_NUMBERS: Final = frozenset({"size", "here", "made", "active"})
+_GAP: Final = 2
+_SHORTEST: Final = 8
+"""Characters of a name, if there is no more room."""
+
+
 def _print(uploads: list[Upload], now: float) -> None:
+    rows = [_cells(upload, now) for upload in uploads]
+    widths = [max(map(len, cells)) for cells in zip(_COLUMNS, *rows, strict=True)]
+    console = offline.console()
+    # What is left for names: all else is to be copied, or means nothing if it is cut off.
+    room = max(_SHORTEST, console.width - sum(widths[:-1]) - _GAP * (len(widths) - 1))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("id", no_wrap=True, overflow="fold")
-    table.add_column("state", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("here", justify="right", no_wrap=True)
-    table.add_column("made", justify="right", no_wrap=True)
-    table.add_column("active", justify="right", no_wrap=True)
-    table.add_column("name", no_wrap=True, overflow="ellipsis", min_width=4)
-    for upload in uploads:
-        cells = (
-            printable(upload.id),
-            upload.state.value,
-            upload.kind.value,
-            "?" if upload.length is None else short(upload.length),
-            here(upload),
-            age(now - upload.created_at),
-            age(now - upload.active_at),
-            printable(file_name(upload)),
+    for column, width in zip(_COLUMNS, widths, strict=True):
+        table.add_column(
+            column,
+            justify="right" if column in _NUMBERS else "left",
+            no_wrap=True,
+            width=min(width, room) if column == "name" else width,
+            overflow="ellipsis" if column == "name" else "fold",
         )
+    for cells in rows:
         table.add_row(*(Text(cell) for cell in cells))
-    offline.console().print(table)
+    console.print(table)
+
+
+def _cells(upload: Upload, now: float) -> tuple[str, ...]:
+    return (
+        printable(upload.id),
+        upload.state.value,
+        upload.kind.value,
+        "?" if upload.length is None else short(upload.length),
+        here(upload),
+        age(now - upload.created_at),
+        age(now - upload.active_at),
+        printable(file_name(upload)),
+    )
 
 
 def file_name(upload: Upload) -> str:

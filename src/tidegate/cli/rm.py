@@ -54,7 +54,7 @@ def _confirmed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise ConfigError("nobody is here to ask: expected --yes")
     what = "1 upload" if count == 1 else f"{count} uploads"
-    print(f"Delete {what} and their bytes for good? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"Delete {what} for good? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

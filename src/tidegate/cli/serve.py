@@ -55,7 +55,7 @@ def serve(
         where = listen.address(settings, sockets)
 
         def announce() -> None:
-            also = f", metrics on {listen.metrics_address(monitoring)}" if monitoring else ""
+            also = f" (metrics: {listen.metrics_address(monitoring)})" if monitoring else ""
             logs.announce(f"tidegate {__version__} listening on {where}{also}", settings.log_format)
 
         descriptors.allow(settings.max_concurrent)
