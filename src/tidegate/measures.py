@@ -51,7 +51,9 @@ STATUSES: Final = (
     *("2xx", "3xx", "4xx", "5xx", NO_STATUS),
 )
 """What the server answers by itself; of others, which an application may choose, the class."""
-DATA_CALLS: Final = ("writer", "write", "flush", "sync", "copy", "finish", "measure", "delete")
+DATA_CALLS: Final = (
+    *("store_whole", "writer", "write", "flush", "sync", "copy", "finish", "measure", "delete"),
+)
 METADATA_CALLS: Final = ("load", "insert", "acquire", "commit", "renew", "release")
 CALLS: Final = (
     *(("data", call) for call in DATA_CALLS),

@@ -11,7 +11,7 @@ from tidegate.engine.append import gather, receive
 from tidegate.engine.completion import complete
 from tidegate.engine.core import log
 from tidegate.engine.sessions import Session
-from tidegate.measures import CREATED
+from tidegate.measures import CREATED, RECEIVED
 from tidegate.ports import (
     DataError,
     Grant,
@@ -133,6 +133,7 @@ async def _begin(
             await complete(core, held, held.upload, release=True)
         elif chunks is not None and core.whole_store is not None:
             held.settled = False
+            core.measures.add(RECEIVED.start, plan.payload.length or 0)
             storage = await core.whole_store.store_whole(held.upload, chunks, durable=core.durable)
             whole = replace(held.upload, offset=plan.length)
             await complete(core, held, whole, storage=storage, release=True)

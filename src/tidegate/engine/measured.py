@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OPTIONAL: Final = ("open_file", "speaks_of", "probe", "queued")
-"""What makes a store one of `ports.FileStore`, `PieceStore`, `ProbedStore`, `QueuedStore`."""
+"""What makes a store one of `ports.FileStore`, `PieceStore`, `ProbedStore`, `QueuedStore`. (And
+`store_whole` a WholeStore, which is measured.)"""
 
 
 class Call:
@@ -129,7 +130,15 @@ class _Data(_Measured):
         self._measure = Call(measures, "data", "measure")
         self._finish = Call(measures, "data", "finish")
         self._delete = Call(measures, "data", "delete")
+        self._whole = Call(measures, "data", "store_whole")
         self._calls = _WriterCalls(measures)
+        if hasattr(inner, "store_whole"):
+            self.store_whole = self._store_whole
+
+    def _store_whole(
+        self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
+    ) -> Awaitable[dict[str, Any]]:
+        return self._whole.timed(self._inner.store_whole(upload, chunks, durable=durable))
 
     async def writer(self, upload: Upload, fence: Fence) -> Writer:
         writer = await self._writer.timed(self._inner.writer(upload, fence))
