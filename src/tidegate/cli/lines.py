@@ -83,8 +83,14 @@ class Handler(logging.StreamHandler[TextIO]):
         if not lines:
             return
         try:
-            self.stream.write(self._render(lines))
+            # What is in the text layer is older.
             self.stream.flush()
+            buffer = getattr(self.stream, "buffer", None)
+            if buffer is None:
+                self.stream.write(self._render(lines).decode())
+            else:
+                buffer.write(self._render(lines))
+                buffer.flush()
         except (OSError, ValueError):
             return  # nobody reads it any more, and there is nobody to tell
         if lost:
@@ -104,24 +110,24 @@ def _clean(line: Line) -> Line:
     return line
 
 
-def _json(lines: list[Line]) -> str:
+def _json(lines: list[Line]) -> bytes:
     encoded = b"\n" + _ENCODER.encode_lines(lines)
     # What is safe as it is, and that is nearly all, is seen at once.
     if b"\\" in encoded or b"\x7f" in encoded or not encoded.isascii():
         encoded = b"\n" + _ENCODER.encode_lines([_clean(line) for line in lines])
-    return encoded.replace(b"\n{", _BEGIN).decode()[1:]
+    return encoded.replace(b"\n{", _BEGIN)[1:]
 
 
 _ENCODER: Final = msgspec.json.Encoder()
 _BEGIN: Final = b'\n{"event":"request","level":"info","logger":"%b",' % LOGGER.encode()
 
 
-def _console(lines: list[Line]) -> str:
-    return "".join([_line(line, "{}={}") for line in lines])
+def _console(lines: list[Line]) -> bytes:
+    return "".join([_line(line, "{}={}") for line in lines]).encode()
 
 
-def _colored(lines: list[Line]) -> str:
-    return "".join([_line(line, "\x1b[36m{}\x1b[0m=\x1b[35m{}\x1b[0m") for line in lines])
+def _colored(lines: list[Line]) -> bytes:
+    return "".join([_line(line, "\x1b[36m{}\x1b[0m=\x1b[35m{}\x1b[0m") for line in lines]).encode()
 
 
 def _line(line: Line, field: str) -> str:

@@ -14,7 +14,6 @@ import anyio.lowlevel
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import WEEK, Engine
-from tidegate.measures import Measures
 from tidegate.ports import DataError, Durability, MetadataError
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.dialects.http import Request
@@ -36,6 +35,7 @@ from tidegate.transports.slots import Slots
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 
+    from tidegate.measures import Measures
     from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore
     from tidegate.transports.access import Line, Sent
 
@@ -126,7 +126,7 @@ class Tidegate:
         self.patience = patience
         self.slots = slots or Slots()
         self.measures = measures
-        self.access = Access(measures or Measures(), tell=tell, metadata=log_metadata)
+        self.access = Access(measures, tell=tell, metadata=log_metadata)
         self.queues: dict[str, Callable[[], int]] = {}
         """How much waits in front of what is not a store, by its name in `measures.QUEUES`."""
         self.readiness = Readiness(self)

@@ -346,23 +346,11 @@ class Connection(asyncio.Protocol):
                 known=below is not None,
                 upgrade_is_safe=True,
             ),
-            send=functools.partial(self._reply, request, frame, body),
+            send=functools.partial(self._send, request, frame, body),
         )
         if sent.instead is not None:
             return False
         return await self._finish(body, keep=self._keep and sent.whole)
-
-    async def _reply(
-        self, request: Request, frame: Framing, body: NativeBody, answer: Answer, sent: Sent
-    ) -> None:
-        if body.rejected is not None:
-            sent.instead = body.rejected.status
-            self._reject(body.rejected)
-            return
-        self._keep = self._may_keep(frame, body)
-        # To a request that was cut short whatever is said could be taken for an answer to all of it.
-        if not body.cut_short:
-            await self._send(request, answer, sent)
 
     def _may_keep(self, frame: Framing, body: NativeBody) -> bool:
         """Whether the connection is any good after this request."""
@@ -397,9 +385,17 @@ class Connection(asyncio.Protocol):
             self._close_in_stages()
         return False
 
-    async def _send(self, request: Request, answer: Answer, sent: Sent) -> None:
-        """Send an answer, unless the client is gone."""
-        if self._state is not _State.BUSY:
+    async def _send(
+        self, request: Request, frame: Framing, body: NativeBody, answer: Answer, sent: Sent
+    ) -> None:
+        """Send an answer, unless the client is gone; or another, if what came was not HTTP."""
+        if body.rejected is not None:
+            sent.instead = body.rejected.status
+            self._reject(body.rejected)
+            return
+        self._keep = self._may_keep(frame, body)
+        # To a request that was cut short whatever is said could be taken for an answer to all of it.
+        if self._state is not _State.BUSY or body.cut_short:
             sent.whole = False
             return
         parts = [
@@ -415,12 +411,12 @@ class Connection(asyncio.Protocol):
         if answer.pieces and request.method != "HEAD":
             await sending.send(self, b"".join(parts), answer, sent)
             return
-        body = b"" if request.method == "HEAD" else answer.body
-        parts.append(body)
+        content = b"" if request.method == "HEAD" else answer.body
+        parts.append(content)
         self.transport.write(b"".join(parts))
         if self._writable is not None:
             await self.drained()
-        sent.bytes = len(body)
+        sent.bytes = len(content)
 
     async def open_file(self, upload: Upload, stop: int) -> OpenFile | None:
         """A complete upload's file, where there is one and the kernel can send it."""
