@@ -203,15 +203,26 @@ class _PouredWriter(_Writer):
     def __init__(self, inner: Writer, calls: _WriterCalls) -> None:
         super().__init__(inner, calls)
         self._tally = [0.0] * CALL_SECONDS.width
+        if hasattr(inner, "splice_blocking"):
+            self.splice_blocking = self._splice_blocking
 
     def write_blocking(self, chunks: Sequence[Buffer], digest: Digest | None = None) -> None:
         began = perf_counter()
         try:
             self._inner.write_blocking(chunks, digest)
         finally:
-            seconds = perf_counter() - began
-            self._tally[bisect_left(QUICK, seconds)] += 1
-            self._tally[-1] += seconds
+            self._took(perf_counter() - began)
+
+    def _splice_blocking(self, pipe: int, count: int) -> None:
+        began = perf_counter()
+        try:
+            self._inner.splice_blocking(pipe, count)
+        finally:
+            self._took(perf_counter() - began)
+
+    def _took(self, seconds: float) -> None:
+        self._tally[bisect_left(QUICK, seconds)] += 1
+        self._tally[-1] += seconds
 
     def progress(self) -> Awaitable[Flushed]:
         self._calls.write.add(self._tally)
