@@ -257,6 +257,15 @@ def test_one_that_is_not_there(tidegate: Command) -> None:
     assert tidegate("show")[0] == 2
 
 
+@pytest.mark.parametrize("upload_id", ["-abc", "--abc", "-hello", "-", "_a-"])
+def test_an_id_may_begin_with_a_hyphen(tidegate: Command, upload_id: str) -> None:
+    """One of 64 does: it is no flag, also without `--` before it."""
+    made((b"abc", 9, ""))
+    for command in (["show"], ["rm", "--yes"]):
+        code, _, err = tidegate(*command, upload_id)
+        assert (code, "there is no upload" in err) == (1, True), err
+
+
 # --------------------------------------------------------------------------------------- rm
 
 

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def rm(
-    *ids: Annotated[str, Parameter(name="ID", help="The end of its URL")],
+    *ids: Annotated[
+        str, Parameter(name="ID", allow_leading_hyphen=True, help="The end of its URL")
+    ],
     stores: StoreConfig = StoreConfig(),  # noqa: B008 - immutable
-    yes: Annotated[
-        bool, Parameter(name=["--yes", "-y"], negative=(), help="Do not ask, delete")
-    ] = False,
+    yes: Annotated[bool, Parameter(negative=(), help="Do not ask, delete")] = False,
     tell: offline.Tell = False,
     json: offline.Lines = False,
     config: offline.ConfigFile = None,

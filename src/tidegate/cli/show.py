@@ -32,7 +32,9 @@ _LEASES: Final = {
 
 
 def show(
-    upload_id: Annotated[str, Parameter(name="ID", help="The end of its URL")],
+    upload_id: Annotated[
+        str, Parameter(name="ID", allow_leading_hyphen=True, help="The end of its URL")
+    ],
     stores: StoreConfig = StoreConfig(),  # noqa: B008 - immutable
     *,
     json: offline.Json = False,
