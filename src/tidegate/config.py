@@ -21,6 +21,7 @@ from tidegate.config_parsers import (
     parse_duration,
     parse_extension,
     parse_items,
+    parse_metrics_listen,
     parse_origin,
     parse_port,
     parse_proxy,
@@ -48,7 +49,8 @@ _LISTEN = Group("Where it listens", sort_key=1)
 _URLS = Group("What clients see", sort_key=2)
 _STORES = Group("What is kept where", sort_key=3)
 _LIMITS = Group("What is allowed", sort_key=4)
-PROCESS = Group("The process", sort_key=5)
+WATCH = Group("What operators see", sort_key=5)
+PROCESS = Group("The process", sort_key=6)
 
 
 def one(parse: Callable[[str], Any]) -> Callable[[Any, Sequence[Token]], Any]:
@@ -340,15 +342,41 @@ class Config(EventConfig, StoreConfig):
             help="Processes that share the socket and the stores",
         ),
     ] = 1
+    # Who uploads what, and how much, is nobody's business who can reach the server: a proxy on the
+    # same machine makes every client look like this machine, so not even that one is asked for.
+    metrics_listen: Annotated[
+        str | None,
+        Parameter(
+            group=WATCH,
+            converter=one(parse_metrics_listen),
+            metavar="PLACE",
+            help="/metrics at ADDRESS:PORT, or main: for everyone",
+        ),
+    ] = None
+    # They say no more than that the server is there, which is known to who asks.
+    health: Annotated[
+        bool,
+        Parameter(group=WATCH, negative="--no-health", help="Answer at /healthz and /readyz"),
+    ] = True
+    # What the server speaks is public.
+    openapi: Annotated[
+        bool,
+        Parameter(group=WATCH, negative="--no-openapi", help="Answer at /openapi.json"),
+    ] = True
     # A line per request and per thing that went wrong; what happens inside only when asked for.
     log_level: Annotated[
         LogLevel,
-        Parameter(group=PROCESS, metavar="LEVEL", help="debug, info, warning or error"),
+        Parameter(group=WATCH, metavar="LEVEL", help="debug, info, warning or error"),
     ] = "info"
     # The first reader is a person at a terminal.
     log_format: Annotated[
-        LogFormat, Parameter(group=PROCESS, metavar="FORMAT", help="console or json")
+        LogFormat, Parameter(group=WATCH, metavar="FORMAT", help="console or json")
     ] = "console"
+    # Names of files tell of people.
+    log_metadata: Annotated[
+        bool,
+        Parameter(group=WATCH, help="Log what clients say of their files, as names"),
+    ] = False
     # Docker kills 10 s after it asked (Kubernetes 30 s, systemd 90 s): what is left of them is for
     # saving what the requests that were cut off had sent, and for the last sync.
     shutdown_timeout: Annotated[
@@ -368,6 +396,11 @@ class Config(EventConfig, StoreConfig):
         if (self.tls_cert is None) != (self.tls_key is None):
             given, missing = ("key", "cert") if self.tls_cert is None else ("cert", "key")
             raise ConfigError(f"--tls-{given} needs --tls-{missing}: https takes both")
+        if self.port and self.metrics_listen == f"{self.host}:{self.port}":
+            raise ConfigError(
+                f"--metrics-listen {self.metrics_listen}: that is where uploads go: expected another"
+                " port, or main"
+            )
         if self.unix_socket is not None:
             if (self.host, self.port) != (Config.host, Config.port):
                 raise ConfigError(

@@ -85,6 +85,27 @@ def parse_port(text: str) -> int:
     return int(text)
 
 
+MAIN: Final = "main"
+"""Where uploads go."""
+
+
+def parse_metrics_listen(text: str) -> str:
+    """`ADDRESS:PORT`, `[ADDRESS]:PORT`, `PORT` of this machine alone, or `main`."""
+    if text == MAIN:
+        return text
+    host, _, port = text.rpartition(":")
+    try:
+        number = parse_port(port)
+    except ValueError:
+        number = -1
+    if number < 0 or (host and not _HOST.fullmatch(host.lower())):
+        raise ValueError(
+            f"{text!r} is not a place to listen on: expected ADDRESS:PORT, like 127.0.0.1:9090,"
+            f" or {MAIN}"
+        )
+    return f"{host or '127.0.0.1'}:{number}"
+
+
 def parse_rate(text: str) -> int | None:
     """Bytes per second, written as a size; `unlimited` is none at all."""
     return parse_size(text.strip().removesuffix("/s"))

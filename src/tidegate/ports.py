@@ -382,6 +382,27 @@ class DataStore(Protocol):
         """Bytes that still fit; None where that is unknown or has no meaning."""
 
 
+# ------------------------------------------------------------- what either store may tell besides
+
+
+@runtime_checkable
+class ProbedStore(Protocol):
+    """A store that can say whether it is reached, better than what is asked of it otherwise can."""
+
+    async def probe(self) -> None:
+        """Return when it can do its work, as far as a quick look tells. Raises DataError, or
+        MetadataError.
+        """
+
+
+@runtime_checkable
+class QueuedStore(Protocol):
+    """A store whose calls may have to wait for their turn."""
+
+    def queued(self) -> int:
+        """How many wait, or are at work, in this process. Quick."""
+
+
 # ------------------------------------------------------------------------------ where records live
 
 

@@ -106,6 +106,11 @@ class Threads:
         self._jobs.put(job)
         return job
 
+    @property
+    def under_way(self) -> int:
+        """How many calls wait for a thread, or are made."""
+        return self._under_way
+
     def close(self) -> None:
         """End the threads, once they have done what was asked of them. Does not wait."""
         for _ in self._threads:

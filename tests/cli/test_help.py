@@ -62,11 +62,17 @@ Who is told
   --command-timeout TIME   For the command to end; then it is killed [20s]
   --progress-every TIME    Of one upload at most, to who wants progress [5s]
 
+What operators see
+  --metrics-listen PLACE   /metrics at ADDRESS:PORT, or main: for everyone
+  --[no-]health            Answer at /healthz and /readyz [on]
+  --[no-]openapi           Answer at /openapi.json [on]
+  --log-level LEVEL        debug, info, warning or error [info]
+  --log-format FORMAT      console or json [console]
+  --log-metadata           Log what clients say of their files, as names [off]
+
 The process
   --transport NAME         How bytes come in: native or asgi [native]
   --workers N              Processes that share the socket and the stores [1]
-  --log-level LEVEL        debug, info, warning or error [info]
-  --log-format FORMAT      console or json [console]
   --shutdown-timeout TIME  For requests to finish at a stop, or never [7s]
   --config FILE            Settings as TOML [tidegate.toml, if there]
 """

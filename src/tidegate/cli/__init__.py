@@ -9,11 +9,16 @@ from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from tidegate import __version__
 from tidegate.cli.check import check
+from tidegate.cli.config import config
 from tidegate.cli.errors import FAILED, WRONG_USE, Failure, complain
 from tidegate.cli.events import events
 from tidegate.cli.help import HelpFormatter
+from tidegate.cli.ls import ls
 from tidegate.cli.migrate import migrate
+from tidegate.cli.openapi import openapi
+from tidegate.cli.rm import rm
 from tidegate.cli.serve import serve
+from tidegate.cli.show import show
 from tidegate.cli.sources import read_sources
 from tidegate.cli.sweep import sweep
 from tidegate.config import ConfigError
@@ -30,10 +35,15 @@ app = App(
     help_format="plaintext",
 )
 app.command(serve)
+app.command(ls)
+app.command(show)
+app.command(rm)
 app.command(sweep)
 app.command(check)
 app.command(migrate)
 app.command(events)
+app.command(config)
+app.command(openapi)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,4 +22,8 @@ def complain(message: object) -> None:
 
 def printable(text: str) -> str:
     """`text` without what ends a line or steers a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )

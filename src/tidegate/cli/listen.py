@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from tidegate.cli.errors import Failure
+from tidegate.config_parsers import MAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +36,17 @@ def listening(config: Config) -> Iterator[list[socket.socket]]:
         yield _tcp(config.host, config.port, stack)
 
 
+@contextmanager
+def listening_for_metrics(place: str | None) -> Iterator[list[socket.socket]]:
+    """The same for metrics, where they have a place of their own. Raises Failure."""
+    with ExitStack() as stack:
+        if place is None or place == MAIN:
+            yield []
+            return
+        host, _, port = place.rpartition(":")
+        yield _tcp(host.strip("[]"), int(port), stack, flag="--metrics-listen")
+
+
 def accept(bound: Sequence[socket.socket], backlog: int) -> None:
     """Let clients connect. Raises Failure where another program was quicker.
 
@@ -55,6 +67,12 @@ def address(config: Config, bound: Sequence[socket.socket]) -> str:
     scheme = "https" if config.tls_cert else "http"
     host = f"[{config.host}]" if ":" in config.host else config.host
     return f"{scheme}://{host}:{bound[0].getsockname()[1]}{config.base_path}"
+
+
+def metrics_address(bound: Sequence[socket.socket]) -> str:
+    """Where Prometheus finds the metrics."""
+    host, port = bound[0].getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:
@@ -87,12 +105,12 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 # -------------------------------------------------------------------------------------- TCP
 
 
-def _tcp(host: str, port: int, stack: ExitStack) -> list[socket.socket]:
+def _tcp(host: str, port: int, stack: ExitStack, *, flag: str = "--host") -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError):
         raise Failure(
-            f"--host {host}: no address of that name: expected an address of this machine,"
+            f"{flag} {host}: no address of that name: expected an address of this machine,"
             " like 127.0.0.1, 0.0.0.0 or localhost"
         ) from None
     # A name may have an address per family, and may have one of them twice.

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from tidegate.cli.errors import printable
+from tidegate.cli.lines import Handler
+
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
@@ -19,9 +22,9 @@ FIELDS: Final = "tidegate"
 """The `extra` of a record whose dictionary becomes fields of the line."""
 
 
-def configure(level: LogLevel, log_format: LogFormat) -> None:
-    """Send what all loggers say to stderr, in one form."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(level: LogLevel, log_format: LogFormat) -> Handler:
+    """Send what all loggers say to stderr, in one form; what does that."""
+    handler = Handler(sys.stderr, log_format, colors=sys.stderr.isatty())
     handler.setFormatter(_formatter(log_format, colors=sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -33,6 +36,7 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
+    return handler
 
 
 def announce(text: str, log_format: LogFormat) -> None:
@@ -86,8 +90,6 @@ def _add_fields(_logger: object, _name: str, event: Event) -> Event:
 def _escape(_logger: object, _name: str, event: Event) -> Event:
     """Let nothing that a client sent end a line or steer a terminal."""
     for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = "".join(
-                c if c.isprintable() else c.encode("unicode_escape").decode() for c in value
-            )
+        if isinstance(value, str):
+            event[key] = printable(value)
     return event

@@ -6,9 +6,10 @@ import asyncio
 import json
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from cyclopts import Group, Parameter
+from rich.console import Console
 
 from tidegate import registry
 from tidegate.cli import logs
@@ -29,12 +30,24 @@ T = TypeVar("T")
 
 OUTPUT = Group("Output", sort_key=9)
 
+PIPED_COLUMNS: Final = 1000
+"""How wide a table may be that is no terminal's: nothing is cut off."""
+
 Tell = Annotated[
     bool,
     Parameter(negative=(), help="Write events for listeners of an application, too"),
 ]
 Listeners = Annotated[EventConfig, Parameter(show=False)]
 """What a server's own settings say of it, read from the same sources."""
+Lines = Annotated[
+    bool,
+    Parameter(
+        name="--json",
+        group=OUTPUT,
+        negative=(),
+        help="One JSON object per line, for programs",
+    ),
+]
 Json = Annotated[
     bool, Parameter(name="--json", group=OUTPUT, negative=(), help="One JSON object, for programs")
 ]
@@ -73,21 +86,11 @@ def engine(
     Events are written for the `listeners` of a server, or with `tell` all of them: it delivers
     them.
     """
-    for folder in registry.folders(stores.data, stores.metadata_url):
-        if not folder.is_dir():
-            raise Failure(f"{folder}: there is no such folder, so there are no uploads in it")
+    _check_folders(stores)
     data = registry.data_store(stores.data, registry.Options(file_name=stores.file_name))
     wanted = listeners.wanted_events if listeners else frozenset[EventType]()
     tells = STORED_EVENTS if tell else wanted
     return Engine(data, metadata(stores), settings=settings, tells=tells, tending=False)
-
-
-def metadata(stores: StoreConfig) -> MetadataStore:
-    """The metadata store, not opened yet. Raises Failure."""
-    try:
-        return registry.metadata_store(stores.metadata_url)
-    except registry.StoreURLError as error:
-        raise Failure(str(error)) from error
 
 
 def records(stores: StoreConfig) -> MetadataStore:
@@ -98,14 +101,33 @@ def records(stores: StoreConfig) -> MetadataStore:
     return metadata(stores)
 
 
+def _check_folders(stores: StoreConfig) -> None:
+    for folder in registry.folders(stores.data, stores.metadata_url):
+        if not folder.is_dir():
+            raise Failure(f"{folder}: there is no such folder, so there are no uploads in it")
+
+
+def metadata(stores: StoreConfig) -> MetadataStore:
+    """The metadata store, not opened yet. Raises Failure."""
+    try:
+        return registry.metadata_store(stores.metadata_url)
+    except registry.StoreURLError as error:
+        raise Failure(str(error)) from error
+
+
 @asynccontextmanager
-async def opened(metadata: MetadataStore) -> AsyncIterator[MetadataStore]:
+async def opened(store: MetadataStore) -> AsyncIterator[MetadataStore]:
     """A metadata store, open. Raises MetadataError."""
     try:
-        await metadata.open()
-        yield metadata
+        await store.open()
+        yield store
     finally:
-        await metadata.close()
+        await store.close()
+
+
+def console() -> Console:
+    """What tables are printed on: as wide as the terminal; elsewhere as wide as they are."""
+    return Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS, highlight=False)
 
 
 def show(value: object) -> None:

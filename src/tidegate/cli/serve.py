@@ -10,7 +10,9 @@ from cyclopts import Parameter
 from tidegate import __version__, registry
 from tidegate.cli import descriptors, listen, logs, notify, server, workers
 from tidegate.cli.errors import Failure
+from tidegate.cli.lines import Handler
 from tidegate.config import PROCESS, Config, ConfigError
+from tidegate.config_parsers import MAIN
 from tidegate.ports import DataError, MetadataError
 
 DATABASE_BYTES: Final = 160 * 1024
@@ -43,14 +45,18 @@ def serve(
     values make sense, repeat the flag, or put commas between them.
     """
     del config  # read with the other sources of settings
-    logs.configure(settings.log_level, settings.log_format)
+    lines = logs.configure(settings.log_level, settings.log_format)
     tls = listen.tls_context(settings)
-    app = _app(settings)
-    with listen.listening(settings) as sockets:
+    app = _app(settings, lines)
+    with (
+        listen.listening(settings) as sockets,
+        listen.listening_for_metrics(settings.metrics_listen) as monitoring,
+    ):
         where = listen.address(settings, sockets)
 
         def announce() -> None:
-            logs.announce(f"tidegate {__version__} listening on {where}", settings.log_format)
+            also = f" (metrics: {listen.metrics_address(monitoring)})" if monitoring else ""
+            logs.announce(f"tidegate {__version__} listening on {where}{also}", settings.log_format)
 
         descriptors.allow(settings.max_concurrent)
 
@@ -65,6 +71,7 @@ def serve(
                     head_timeout=settings.head_timeout,
                     shutdown_timeout=settings.shutdown_timeout,
                     supervisor=supervisor,
+                    monitoring=monitoring,
                 )
             except (DataError, MetadataError) as error:
                 raise Failure(f"{error}{_if_full(settings)}") from error
@@ -73,13 +80,13 @@ def serve(
             return work(announce)
 
         def work_at(supervisor: socket.socket, place: int) -> int:
-            app.slots.take_place(place)
+            app.take_place(place)
             return work(lambda: workers.serving(supervisor), supervisor)
 
         return workers.Supervisor(
             settings.workers,
             work_at,
-            sockets=sockets,
+            sockets=[*sockets, *monitoring],
             announce=announce,
             shutdown_timeout=settings.shutdown_timeout,
         ).run()
@@ -97,12 +104,14 @@ def _if_full(settings: Config) -> str:
     return ""
 
 
-def _app(settings: Config) -> Tidegate:
+def _app(settings: Config, lines: Handler) -> Tidegate:
     # Imported here: `--help` and a wrong flag need none of it.
     from tidegate.engine.core import Settings  # noqa: PLC0415
+    from tidegate.measures import Measures  # noqa: PLC0415
     from tidegate.protocol.capabilities import Capability  # noqa: PLC0415
     from tidegate.transports.asgi import Tidegate  # noqa: PLC0415
     from tidegate.transports.body import Patience  # noqa: PLC0415
+    from tidegate.transports.monitoring import HEALTH, METRICS, OPENAPI  # noqa: PLC0415
     from tidegate.transports.slots import Slots  # noqa: PLC0415
 
     metadata = registry.metadata_store(settings.metadata_url)
@@ -111,6 +120,11 @@ def _app(settings: Config) -> Tidegate:
             f"--workers and --data {settings.data}: what one process keeps there no other sees:"
             " expected --workers 1, or a folder"
         )
+    pages = [
+        *(HEALTH if settings.health else ()),
+        *((METRICS,) if settings.metrics_listen == MAIN else ()),
+        *((OPENAPI,) if settings.openapi else ()),
+    ]
     return Tidegate(
         registry.data_store(settings.data, registry.Options(file_name=settings.file_name)),
         metadata,
@@ -136,6 +150,10 @@ def _app(settings: Config) -> Tidegate:
             settings.max_concurrent_per_client,
             places=settings.workers,
         ),
+        measures=Measures(places=settings.workers) if settings.metrics_listen else None,
+        pages=pages,
+        tell=lines.tell if settings.log_level in ("debug", "info") else None,
+        log_metadata=settings.log_metadata,
         # Both ways keep the body of such a request.
         accept_upgrade=True,
         transport=Capability.TRAILERS if settings.transport == "native" else Capability.NONE,

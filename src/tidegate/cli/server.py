@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import uvicorn
 
-from tidegate.cli import listen, workers
+from tidegate.cli import listen, monitor, workers
 from tidegate.cli.errors import FAILED
 from tidegate.transports import h11_protocol
 from tidegate.transports.native import native
@@ -120,8 +120,11 @@ def run(
     head_timeout: float | None = h11_protocol.HEAD_TIMEOUT,
     shutdown_timeout: float | None,
     supervisor: socket.socket | None = None,
+    monitoring: Sequence[socket.socket] = (),
 ) -> int:
     """Serve until a signal ends it, or the supervisor, when there is one; the exit code.
+
+    `monitoring` are sockets for the pages of operators alone, which are served to the very end.
 
     Raises DataError, MetadataError when the stores can't be opened, Failure.
     """
@@ -144,7 +147,7 @@ def run(
             config, announce=announce, drain=app.drain, shutdown_timeout=shutdown_timeout
         )
         runner = stack.enter_context(asyncio.Runner(loop_factory=config.get_loop_factory()))
-        return runner.run(_serve(app, server, sockets, supervisor))
+        return runner.run(_serve(app, server, sockets, supervisor, monitoring))
 
 
 def _config(
@@ -172,13 +175,14 @@ async def _serve(
     server: Server,
     sockets: Sequence[socket.socket],
     supervisor: socket.socket | None,
+    monitoring: Sequence[socket.socket],
 ) -> int:
     signals: list[int] = []
     if supervisor is None:
         _heed_signals(server, signals)
     else:
         _heed_supervisor(server, supervisor)
-    async with app:
+    async with monitor.served(app, monitoring), app:
         await server.serve(list(sockets))
         left = set(server.server_state.tasks)
         for task in left:

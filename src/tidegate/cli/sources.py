@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from cyclopts import Token
 
+from tidegate.cli.config import note_sources
 from tidegate.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def read_sources(_app: App, _commands: tuple[str, ...], arguments: ArgumentColle
     path = next((a.tokens[-1].value for a in arguments if a.name == "--config" and a.tokens), None)
     if path is not None or os.path.exists(FILE):
         _read_file(Path(path or FILE), arguments)
+    note_sources(arguments)
 
 
 def _read_environment(arguments: ArgumentCollection) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from tidegate.cli import offline
 from tidegate.cli.errors import FAILED, Failure
@@ -45,7 +46,8 @@ def sweep(
     del config  # read with the other sources of settings
     settings = Settings(orphan_age=float("inf") if orphan_age is None else orphan_age)
     engine = offline.engine(stores, settings, listeners=listeners, tell=tell)
-    swept = offline.run(_sweep(engine, dry_run=dry_run))
+    with Console(stderr=True, quiet=json).status("sweeping"):
+        swept = offline.run(_sweep(engine, dry_run=dry_run))
     if json:
         offline.show(
             {

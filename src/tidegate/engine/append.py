@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from tidegate.engine.completion import complete
 from tidegate.engine.core import locked, log, stopping
 from tidegate.engine.sessions import go_back
+from tidegate.measures import RECEIVED
 from tidegate.ports import (
     BodyEnd,
     DataError,
@@ -153,6 +154,7 @@ class _Receiver:
         self._length = length
         self._room = room
         self.received = 0
+        self._measured = 0
         self._writer: Writer | None = None
         self._segments: tuple[Segment, ...] = ()
         self._digest = _digest(core, payload)
@@ -176,6 +178,7 @@ class _Receiver:
         """Store `chunks`; see Sink."""
         if not self._count(sum(map(len, chunks))):
             return
+        self._measure()
         self._raise_sync_failure()
         writer = self._writer or await self._open()
         await writer.write(chunks, self._digest)
@@ -199,6 +202,7 @@ class _Receiver:
                 write(chunks, self._digest)
 
         await burst(store, self._splice(writer))
+        self._measure()
         if self._digest is None and self._checkpoint_due(writer.offset):
             await self._checkpoint(writer)
         return True
@@ -225,6 +229,11 @@ class _Receiver:
                 Code.TOO_LARGE, f"the body has more than the {self._room} bytes that may still come"
             )
         return size
+
+    def _measure(self) -> None:
+        """Let it be known how much came; on the event loop."""
+        self.core.measures.add(RECEIVED.start, self.received - self._measured)
+        self._measured = self.received
 
     async def _open(self) -> Writer:
         self.held.settled = False
@@ -375,6 +384,7 @@ class _Receiver:
 
     async def close(self) -> None:
         """Let go of the bytes."""
+        self._measure()
         writer, self._writer = self._writer, None
         if writer is None:
             return

@@ -12,6 +12,7 @@ import anyio
 import msgspec
 from msgspec.structs import replace
 
+from tidegate.measures import Measures
 from tidegate.ports import (
     BytesBusyError,
     DataError,
@@ -105,11 +106,14 @@ class Core:
         offer: Offer,
         clock: Clock,
         tells: frozenset[EventType],
+        measures: Measures | None = None,
     ) -> None:
         self.data = data
         self.whole_store = data if isinstance(data, WholeStore) else None
         """The same, if it can take small uploads at once."""
         self.metadata = metadata
+        self.measures = measures or Measures()
+        """What is counted here; by itself where nobody reads it."""
         self.settings = settings
         self.offer = offer
         self.clock = clock

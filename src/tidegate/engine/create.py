@@ -11,6 +11,7 @@ from tidegate.engine.append import gather, receive
 from tidegate.engine.completion import complete
 from tidegate.engine.core import log
 from tidegate.engine.sessions import Session
+from tidegate.measures import CREATED, RECEIVED
 from tidegate.ports import (
     DataError,
     Grant,
@@ -94,6 +95,7 @@ async def _insert(core: Core, upload: Upload, *, lease: bool) -> Session | None:
         ) from error
     except UploadExistsError as error:
         raise Refusal(Code.EXISTS, "there is, or was, an upload with this name") from error
+    core.measures.add(CREATED.start)
     core.events_written()
     return None if grant is None else Session(core, grant)
 
@@ -131,6 +133,7 @@ async def _begin(
             await complete(core, held, held.upload, release=True)
         elif chunks is not None and core.whole_store is not None:
             held.settled = False
+            core.measures.add(RECEIVED.start, plan.payload.length or 0)
             storage = await core.whole_store.store_whole(held.upload, chunks, durable=core.durable)
             whole = replace(held.upload, offset=plan.length)
             await complete(core, held, whole, storage=storage, release=True)

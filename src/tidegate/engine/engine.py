@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self, assert_never
 
 import anyio
+import msgspec
 from msgspec.structs import replace
 
 from tidegate.clock import SystemClock
@@ -14,10 +15,12 @@ from tidegate.engine.check import Checked, Finding, check
 from tidegate.engine.concat import Assembler, free_parts
 from tidegate.engine.core import Core, Settings, locked, log, refusing
 from tidegate.engine.create import create
+from tidegate.engine.measured import measured_data, measured_metadata
 from tidegate.engine.outbox import Outbox
 from tidegate.engine.progress import Progress
 from tidegate.engine.sessions import Session, acquire, go_back, session
 from tidegate.engine.sweep import Swept, sweep, sweep_in_turn
+from tidegate.measures import TAKEOVERS, Measures
 from tidegate.ports import (
     DataError,
     FileStore,
@@ -25,6 +28,8 @@ from tidegate.ports import (
     Hold,
     Loaded,
     MetadataError,
+    ProbedStore,
+    QueuedStore,
     SyncFailedError,
     UnknownUploadError,
 )
@@ -42,7 +47,15 @@ from tidegate.protocol.commands import (
 )
 from tidegate.protocol.errors import Refusal
 from tidegate.protocol.lifecycle import Transition, advance
-from tidegate.protocol.model import STORED_EVENTS, EventType, Kind, State, Upload
+from tidegate.protocol.model import (
+    STORED_EVENTS,
+    EventType,
+    Kind,
+    Segment,
+    State,
+    Upload,
+    UploadId,
+)
 from tidegate.protocol.results import (
     Appended,
     Discovered,
@@ -56,10 +69,20 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
     from types import TracebackType
 
-    from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore, OpenFile
+    from tidegate.ports import Body, Clock, Counts, DataStore, EventSink, MetadataStore, OpenFile
 
 WEEK = 7 * 86_400.0
 """How long an unfinished upload waits for its client: what the large public tus services keep."""
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """An upload, for those who run the server."""
+
+    upload: Upload
+    hold: Hold
+    segments: list[Segment]
+    stored: int
+    """Bytes that the data store holds of it."""
 
 
 class Engine:
@@ -85,6 +108,7 @@ class Engine:
         tells: Collection[EventType] = (),
         clock: Clock | None = None,
         tending: bool = True,
+        measures: Measures | None = None,
     ) -> None:
         """Do nothing but check. Raises ValueError for an unknown name in `disabled`, and for
         sinks whose names are not right, or not different.
@@ -92,8 +116,12 @@ class Engine:
         `max_size` is in bytes, `expire_after` in seconds; None: no limit, never. Events of the
         types in `tells` are written for the sinks of other servers, beside those that `sinks` want.
         Without `tending` nothing goes on behind the requests, and none are delivered: for a command
-        that does one thing and ends.
+        that does one thing and ends. `measures`
+        are those that somebody reads: with them the stores are measured, too.
         """
+        if measures is not None:
+            data = measured_data(data, measures)
+            metadata = measured_metadata(metadata, measures)
         capabilities = data.capabilities | metadata.capabilities | transport
         offered = [
             name
@@ -117,6 +145,7 @@ class Engine:
             tells=(STORED_EVENTS & frozenset(tells)).union(
                 *(STORED_EVENTS & sink.types for sink in sinks)
             ),
+            measures=measures,
         )
         self._assembler = Assembler(self._core)
         self._outbox = Outbox(self._core, sinks)
@@ -200,6 +229,48 @@ class Engine:
         """
         self._core.drain()
 
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to stop."""
+        return self._core.draining
+
+    async def counts(self) -> Counts:
+        """How much there is. Raises MetadataError."""
+        return await self._core.metadata.counts()
+
+    async def describe(self, upload_id: UploadId) -> Described | None:
+        """All that is known of an upload; None: there is none. Raises MetadataError, DataError."""
+        core = self._core
+        loaded = await core.metadata.load(upload_id)
+        if loaded is None:
+            return None
+        return Described(
+            upload=loaded.upload,
+            hold=loaded.hold,
+            segments=await core.metadata.segments(upload_id),
+            stored=await core.data.measure(loaded.upload),
+        )
+
+    async def probe_data(self) -> None:
+        """See, quickly, whether the data store can be reached. Raises DataError."""
+        data = self._core.data
+        await (data.probe() if isinstance(data, ProbedStore) else data.free_space())
+
+    async def probe_metadata(self) -> None:
+        """See, quickly, whether the metadata store can be reached. Raises MetadataError."""
+        metadata = self._core.metadata
+        if isinstance(metadata, ProbedStore):
+            await metadata.probe()
+        else:
+            await metadata.load(UploadId("probe"))
+
+    def queued(self) -> dict[str, int]:
+        """How many calls wait in the stores, or are at work, of those that queue them."""
+        stores = {"data": self._core.data, "metadata": self._core.metadata}
+        return {
+            name: store.queued() for name, store in stores.items() if isinstance(store, QueuedStore)
+        }
+
     async def sweep(self, *, dry_run: bool = False) -> Swept | None:
         """Give up what expired, forget old tombstones, delete orphans; or only say what would be.
 
@@ -266,6 +337,7 @@ class Engine:
             forced = await core.metadata.acquire(command.id, force=True)
             if isinstance(forced, Held):
                 raise locked()
+            core.measures.add(TAKEOVERS.start)
             grant = forced
         held = Session(core, grant)
         try:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from tidegate.engine.completion import complete
 from tidegate.engine.core import locked, log
+from tidegate.measures import LEASE_WAITS, MOVED, RECOVERIES
 from tidegate.ports import Change, Grant, Held, MetadataError, SyncFailedError
 from tidegate.protocol.model import Kind, State
 
@@ -55,6 +56,7 @@ class Session:
         forget: bool = False,
     ) -> Upload:
         """Make `upload` the record. Raises what MetadataStore.commit raises."""
+        before = self.upload.state
         # Should this task be cancelled, or the commit fail, nobody knows how things stand.
         self.settled = False
         self.in_doubt = True
@@ -71,6 +73,8 @@ class Session:
         self.in_doubt = False
         self.settled = settled
         self.released = release
+        if self.upload.state is not before:
+            self._core.measures.add(MOVED[self.upload.state].start)
         if events:
             self._core.events_written()
         return self.upload
@@ -105,16 +109,21 @@ class Session:
 
 async def acquire(core: Core, upload_id: UploadId, wait: float) -> Grant | None:
     """The lease, asking whoever has it to let go, for at most `wait` seconds; None: in vain."""
-    deadline = anyio.current_time() + wait
-    while True:
-        grant = await core.metadata.acquire(upload_id)
-        if isinstance(grant, Grant):
-            return grant
-        left = deadline - anyio.current_time()
-        if left <= 0:
-            return None
-        await core.metadata.request_release(upload_id)
-        await core.metadata.wait_released(upload_id, left)
+    grant = await core.metadata.acquire(upload_id)
+    if isinstance(grant, Grant):
+        return grant
+    began = anyio.current_time()
+    try:
+        while (left := began + wait - anyio.current_time()) > 0:
+            await core.metadata.request_release(upload_id)
+            await core.metadata.wait_released(upload_id, left)
+            grant = await core.metadata.acquire(upload_id)
+            if isinstance(grant, Grant):
+                return grant
+        return None
+    finally:
+        waited = anyio.current_time() - began
+        core.measures.observe(LEASE_WAITS, LEASE_WAITS.start, waited)
 
 
 @asynccontextmanager
@@ -151,6 +160,7 @@ async def recover(core: Core, held: Session) -> None:
     if upload.state is not State.RECEIVING:
         held.settled = True
         return
+    core.measures.add(RECOVERIES.start)
     stored = await core.data.measure(upload)
     if held.lost_power:
         keep = upload.synced_offset

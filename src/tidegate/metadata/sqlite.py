@@ -370,6 +370,10 @@ class SQLiteMetadataStore:
         """Have an event that was given up delivered after all. See the port."""
         return await self._writer.submit(Operation(lambda db: sqlite_events.replay(db, sequence)))
 
+    def queued(self) -> int:
+        """How many writes wait. See ports.QueuedStore."""
+        return self._writer.waiting if self._open else 0
+
     async def counts(self) -> Counts:
         """How much there is; reads an entry of an index for each upload."""
         return await self._in_thread(sqlite_events.counts)

@@ -126,6 +126,11 @@ class Writer:
             self._watch()
         return operation.future
 
+    @property
+    def waiting(self) -> int:
+        """How many operations wait."""
+        return len(self._waiting)
+
     def stop(self) -> None:
         """Refuse new operations from now on; on the loop, before `join`."""
         self._closed = True

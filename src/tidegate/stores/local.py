@@ -228,6 +228,11 @@ class LocalStore:
         """Delete one file that `stored` found. Raises DataError."""
         await self.run(self._tree.discard, stored)
 
+    def queued(self) -> int:
+        """How many calls wait for a thread, or are made. See ports.QueuedStore."""
+        pools = (self._threads, self._sync_threads)
+        return sum(threads.under_way for threads in pools if threads is not None)
+
     async def free_space(self) -> int | None:
         """Bytes that an unprivileged user may still write."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import functools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -19,8 +19,17 @@ from tidegate.ports import DataError, Durability, MetadataError
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.dialects.http import Request
 from tidegate.protocol.errors import Code, Refusal
-from tidegate.transports import access
+from tidegate.transports.access import Access, log_line
 from tidegate.transports.body import PATIENT, AsgiBody, Patience
+from tidegate.transports.monitoring import (
+    HEALTH,
+    METRICS,
+    OPENAPI,
+    SAY_EVERY,
+    Pages,
+    Readiness,
+    say,
+)
 from tidegate.transports.service import Answer, Service, log
 from tidegate.transports.slots import Slots
 
@@ -28,7 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 
     from tidegate.events.callable import OnEvent
+    from tidegate.measures import Measures
     from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore
+    from tidegate.transports.access import Line, Sent
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -59,6 +70,12 @@ class Tidegate:
     function on the event loop, any other in a thread), or sinks from `tidegate.events`. Each event
     is told at least once, those of one upload in order; what raises is told again.
     `patience` is how long a client is waited for, `slots` is how many bodies are received at once.
+
+    `measures` are counted for `monitoring`, an application of its own, to be mounted where only
+    operators come: `/healthz`, `/readyz`, `/metrics`, `/openapi.json`. `pages` are those of them
+    that this application itself answers at, whoever asks. `tell` is given a line about every
+    request; by default it goes to the logger `tidegate.access`. With `log_metadata` it has what the
+    client says of its file.
     """
 
     def __init__(
@@ -83,6 +100,10 @@ class Tidegate:
         patience: Patience = PATIENT,
         slots: Slots | None = None,
         clock: Clock | None = None,
+        measures: Measures | None = None,
+        pages: Sequence[str] = (),
+        tell: Callable[[Line], None] | None = log_line,
+        log_metadata: bool = False,
     ) -> None:
         """Do nothing but check. Raises ValueError, in words for the developer."""
         self.engine = Engine(
@@ -96,6 +117,7 @@ class Tidegate:
             transport=transport,
             sinks=as_sinks(on_event),
             clock=clock,
+            measures=measures,
         )
         self.service = Service(
             self.engine,
@@ -108,6 +130,13 @@ class Tidegate:
         self._accept_upgrade = accept_upgrade
         self.patience = patience
         self.slots = slots or Slots()
+        self.measures = measures
+        self.access = Access(measures, tell=tell, metadata=log_metadata)
+        self.queues: dict[str, Callable[[], int]] = {}
+        """How much waits in front of what is not a store, by its name in `measures.QUEUES`."""
+        self.readiness = Readiness(self)
+        self._pages = Pages(self, tuple(pages), details=False)
+        self.monitoring = Pages(self, (*HEALTH, METRICS, OPENAPI), details=True)
         self._runner: asyncio.Task[None] | None = None
         self._opening: asyncio.Future[None] | None = None
         self._closing = asyncio.Event()
@@ -128,6 +157,19 @@ class Tidegate:
         """The lifespan of an application that this one is mounted in."""
         async with self:
             yield
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the stores are."""
+        opening = self._opening
+        return opening is not None and opening.done() and opening.exception() is None
+
+    def take_place(self, place: int) -> None:
+        """Be the process number `place` of several that were forked after this was made."""
+        self.slots.take_place(place)
+        self.access.place = place
+        if self.measures is not None:
+            self.measures.take_place(place)
 
     def drain(self) -> None:
         """The server got the word to stop: ask every body that is being received to end.
@@ -150,7 +192,7 @@ class Tidegate:
         try:
             async with self.engine:
                 opened.set_result(None)
-                await self._closing.wait()
+                await self._until_closing()
         except Exception as error:
             if opened.done():
                 log.exception("what goes on behind the requests has failed")
@@ -160,6 +202,14 @@ class Tidegate:
             # Opened again by the next request: what is wrong may pass.
             if self._opening is opened:
                 self._opening = None
+
+    async def _until_closing(self) -> None:
+        while self.measures is not None and not self._closing.is_set():
+            say(self, self.measures)
+            with anyio.move_on_after(SAY_EVERY):
+                await self._closing.wait()
+        await self._closing.wait()
+        await self.readiness.close()
 
     async def _close(self) -> None:
         runner, self._runner, self._opening = self._runner, None, None
@@ -197,7 +247,6 @@ class Tidegate:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = time.perf_counter()
         root_path = scope.get("root_path", "")
         path = _path(scope, root_path)
         peer = scope["client"][0] if scope.get("client") and scope["client"][0] else None
@@ -213,18 +262,14 @@ class Tidegate:
             may_omit_length=scope.get("http_version", "1.1") not in ("1.0", "1.1"),
         )
         body = AsgiBody(receive, self.patience)
-        answer = await self.answer(request, body, origin.client, known=below is not None)
-        sent = await self._send(answer, request, receive, send)
-        if access.wanted():
-            access.tell(
-                request,
-                path,
-                answer,
-                bytes_in=body.received,
-                bytes_out=sent,
-                seconds=time.perf_counter() - began,
-                client=origin.client,
-            )
+        await self.access.see_through(
+            request,
+            body,
+            path=path,
+            client=origin.client,
+            answering=self.answer(request, body, origin.client, path=path, known=below is not None),
+            send=functools.partial(self._send, request, receive, send),
+        )
 
     async def answer(
         self,
@@ -232,14 +277,17 @@ class Tidegate:
         body: Body,
         client: str | None,
         *,
+        path: str,
         known: bool,
         upgrade_is_safe: bool = False,
     ) -> Answer:
         """Answer a request, however it came in. Never raises what is not a cancellation.
 
-        `known`: its path is under our base path. `upgrade_is_safe`: the transport keeps the body of
+        `path` is its own, `known`: it is under our base path. `upgrade_is_safe`: the transport keeps the body of
         a request that carries an Upgrade field.
         """
+        if path in self._pages.paths:
+            return await self._pages.answer(request, path)
         if not known:
             refusal = Refusal(Code.NOT_FOUND, f"uploads live under {request.base_path}")
             return self.service.refuse(refusal, request)
@@ -263,27 +311,30 @@ class Tidegate:
         except Refusal as refusal:
             return self.service.refuse(refusal, request)
 
-    async def _send(self, answer: Answer, request: Request, receive: Receive, send: Send) -> int:
-        """Send the answer; how many bytes of body were given to the server."""
+    async def _send(
+        self, request: Request, receive: Receive, send: Send, answer: Answer, sent: Sent
+    ) -> None:
+        """Send the answer; what is given to the server counts as sent."""
         await send(
             {"type": "http.response.start", "status": answer.status, "headers": answer.headers}
         )
         if not answer.pieces or request.method == "HEAD":
             body = b"" if request.method == "HEAD" else answer.body
             await send({"type": "http.response.body", "body": body})
-            return len(body)
-        sent = 0
+            sent.bytes = len(body)
+            return
 
         async def give(chunk: bytes, *, more: bool = True) -> None:
-            nonlocal sent
+            # A client that has it all may be gone before `send` returns.
+            sent.whole = not more
             await send({"type": "http.response.body", "body": chunk, "more_body": more})
-            sent += len(chunk)
+            sent.bytes += len(chunk)
 
+        sent.whole = False
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_until_gone, receive, tasks.cancel_scope)
             await self._send_pieces(answer, give)
             tasks.cancel_scope.cancel()
-        return sent
 
     async def _send_pieces(self, answer: Answer, give: Give) -> None:
         upload = answer.upload

@@ -84,6 +84,11 @@ class AsgiBody:
             raise failure
         return end
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether the client went away before it had sent all of it."""
+        return self._end is BodyEnd.DROPPED
+
     def trailing_checksum(self) -> Checksum:
         """ASGI delivers no trailers, so this is never offered and never asked."""
         raise NotImplementedError

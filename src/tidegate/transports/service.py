@@ -35,6 +35,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     upload: Upload | None = None
     pieces: tuple[downloads.Piece, ...] = ()
     after: bytes = b""
+    outcome: str = "ok"
+    """What came of the request, in a word: `ok`, or the code of the refusal."""
+    quiet: bool = False
+    """Nobody wants to read of it: it is asked for every few seconds."""
 
 
 class Service:
@@ -120,7 +124,12 @@ class Service:
 
     def _refuse(self, refusal: Refusal, request: Request) -> Answer:
         response = tus1.render_refusal(refusal, request)
-        return Answer(status=response.status, headers=response.headers, body=response.body)
+        return Answer(
+            status=response.status,
+            headers=response.headers,
+            body=response.body,
+            outcome=refusal.code.label,
+        )
 
 
 def _encoded(path: str) -> str:

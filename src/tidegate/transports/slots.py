@@ -50,6 +50,10 @@ class Slots:
         start = place * self._width
         self._counters[start : start + self._width] = memoryview(bytes(4 * self._width)).cast("I")
 
+    def in_use(self) -> int:
+        """How many bodies are being received, by all processes."""
+        return self._count(0)
+
     @contextmanager
     def taken(self, client: str | None) -> Iterator[None]:
         """Hold a slot. Raises Refusal when there is none.

@@ -70,8 +70,8 @@ RESPONSE_HEADERS = (
 METHODS = ("OPTIONS", "POST", "HEAD", "PATCH", "DELETE", "GET")
 
 _COLLECTION = ("", "/")
-_ON_COLLECTION = ("OPTIONS", "POST")
-_ON_UPLOAD = ("OPTIONS", "HEAD", "PATCH", "DELETE", "GET")
+ON_COLLECTION = ("OPTIONS", "POST")
+ON_UPLOAD = ("OPTIONS", "HEAD", "PATCH", "DELETE", "GET")
 _VERSIONED = frozenset({"POST", "HEAD", "PATCH", "DELETE"})
 
 
@@ -93,7 +93,7 @@ def parse(request: Request) -> Command:
     is wrong with the rest of the head is kept in the command, for `decide` to bring up in its turn.
     """
     verb = method(request)
-    allowed = _ON_COLLECTION if request.path in _COLLECTION else _ON_UPLOAD
+    allowed = ON_COLLECTION if request.path in _COLLECTION else ON_UPLOAD
     if verb not in allowed:
         raise Refusal(
             Code.METHOD_NOT_ALLOWED,

@@ -107,6 +107,11 @@ class NativeBody:
         """Whether the client went away, or sends no more."""
         return self._end is BodyEnd.DROPPED
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether it did before all was read."""
+        return self.dropped and not self.over
+
     def look_through(self) -> bool:
         """Throw away what is here of it; whether that was all that was left."""
         try:

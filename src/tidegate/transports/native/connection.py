@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import re
 import socket
-import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, cast
 
 from tidegate.ports import BodyEnd
 from tidegate.protocol.dialects.http import Request
-from tidegate.transports import access
 from tidegate.transports.native import pump, response, sending
 from tidegate.transports.native.body import NativeBody
 from tidegate.transports.native.chunked import Chunked, Counted
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from tidegate.ports import OpenFile
     from tidegate.protocol.dialects.http import Header
     from tidegate.protocol.model import Upload
+    from tidegate.transports.access import Sent
     from tidegate.transports.native.framing import Framing
     from tidegate.transports.native.native import Native
     from tidegate.transports.native.parser import Head
@@ -87,6 +87,8 @@ class Connection(asyncio.Protocol):
         self._unread = 0
         self._old = False
         """The request at work is HTTP/1.0."""
+        self._keep = False
+        """Another may follow it."""
 
     # --------------------------------------------------------------------- what the loop calls
 
@@ -215,7 +217,7 @@ class Connection(asyncio.Protocol):
         end = buffer.find(END, max(0, self._seen - 3))
         limit = self.limits.head_bytes
         if end > limit or (end < 0 and len(buffer) > limit):
-            self._reject(Rejected(431, f"the head of the request is longer than {limit} bytes"))
+            self._reject_head(431, f"the head of the request is longer than {limit} bytes")
             return
         if end < 0:
             if not buffer:
@@ -224,7 +226,7 @@ class Connection(asyncio.Protocol):
                 self._expect(self.limits.head_timeout)
             # It would wait for an end that does not come.
             if _LONE_LF.search(buffer, self._seen):
-                self._reject(Rejected(400, "a line feed without a carriage return"))
+                self._reject_head(400, "a line feed without a carriage return")
                 return
             self._seen = len(buffer)
             return
@@ -232,7 +234,7 @@ class Connection(asyncio.Protocol):
             head = parse(buffer[: end + 4])
             frame = framing(head)
         except Rejected as rejected:
-            self._reject(rejected)
+            self._reject_head(rejected.status, rejected.message)
             return
         self._seen = 0
         rest = buffer[end + 4 :]
@@ -262,6 +264,11 @@ class Connection(asyncio.Protocol):
             self._server.tasks.add(self._task)
             if self._next is not None and not self._next.done():
                 self._next.set_result(None)
+
+    def _reject_head(self, status: int, message: str) -> None:
+        """Refuse what is not the head of a request, of which nobody else will tell."""
+        self._shared.app.access.reject(status, self._peer)
+        self._reject(Rejected(status, message))
 
     def _reject(self, rejected: Rejected) -> None:
         """Answer what is not a request, and have done with the connection."""
@@ -311,7 +318,6 @@ class Connection(asyncio.Protocol):
 
     async def _one(self, head: Head, frame: Framing) -> bool:
         """Answer a request; whether another may follow."""
-        began = time.perf_counter()
         body = cast("NativeBody", self._body)
         shared = self._shared
         app = shared.app
@@ -327,27 +333,24 @@ class Connection(asyncio.Protocol):
             base_path=self._root_path + service.base_path,
             base_url=service.base_url(origin, self._root_path),
         )
-        answer = await app.answer(
-            request, body, origin.client, known=below is not None, upgrade_is_safe=True
-        )
-        if body.rejected is not None:
-            self._reject(body.rejected)
-            return False
-        keep = self._may_keep(frame, body)
-        # To a request that was cut short whatever is said could be taken for an answer to all of it.
-        cut = body.dropped and not body.over
-        sent = 0 if cut else await self._send(request, answer, keep=keep)
-        if access.wanted():
-            access.tell(
+        sent = await app.access.see_through(
+            request,
+            body,
+            path=path,
+            client=origin.client,
+            answering=app.answer(
                 request,
-                path,
-                answer,
-                bytes_in=body.received,
-                bytes_out=sent,
-                seconds=time.perf_counter() - began,
-                client=origin.client,
-            )
-        return await self._finish(body, keep=keep and sent >= 0)
+                body,
+                origin.client,
+                path=path,
+                known=below is not None,
+                upgrade_is_safe=True,
+            ),
+            send=functools.partial(self._send, request, frame, body),
+        )
+        if sent.instead is not None:
+            return False
+        return await self._finish(body, keep=self._keep and sent.whole)
 
     def _may_keep(self, frame: Framing, body: NativeBody) -> bool:
         """Whether the connection is any good after this request."""
@@ -382,28 +385,38 @@ class Connection(asyncio.Protocol):
             self._close_in_stages()
         return False
 
-    async def _send(self, request: Request, answer: Answer, *, keep: bool) -> int:
-        """Send an answer; how many bytes of body went out, -1: the client is gone."""
-        if self._state is not _State.BUSY:
-            return 0
+    async def _send(
+        self, request: Request, frame: Framing, body: NativeBody, answer: Answer, sent: Sent
+    ) -> None:
+        """Send an answer, unless the client is gone; or another, if what came was not HTTP."""
+        if body.rejected is not None:
+            sent.instead = body.rejected.status
+            self._reject(body.rejected)
+            return
+        self._keep = self._may_keep(frame, body)
+        # To a request that was cut short whatever is said could be taken for an answer to all of it.
+        if self._state is not _State.BUSY or body.cut_short:
+            sent.whole = False
+            return
         parts = [
             response.status_line(answer.status),
             self._defaults(),
             response.fields(answer.headers),
         ]
-        if not keep:
+        if not self._keep:
             parts.append(b"connection: close\r\n")
         elif self._old:
             parts.append(b"connection: keep-alive\r\n")
         parts.append(b"\r\n")
         if answer.pieces and request.method != "HEAD":
-            return await sending.send(self, b"".join(parts), answer)
-        body = b"" if request.method == "HEAD" else answer.body
-        parts.append(body)
+            await sending.send(self, b"".join(parts), answer, sent)
+            return
+        content = b"" if request.method == "HEAD" else answer.body
+        parts.append(content)
         self.transport.write(b"".join(parts))
         if self._writable is not None:
             await self.drained()
-        return len(body)
+        sent.bytes = len(content)
 
     async def open_file(self, upload: Upload, stop: int) -> OpenFile | None:
         """A complete upload's file, where there is one and the kernel can send it."""
@@ -471,7 +484,7 @@ class Connection(asyncio.Protocol):
         elif self._state is _State.LINGERING:
             self.transport.abort()
         elif self._state is _State.IDLE and self._buffer:
-            self._reject(Rejected(408, "the head of the request took too long"))
+            self._reject_head(408, "the head of the request took too long")
         elif self._state is _State.IDLE:
             self.transport.close()
 

@@ -30,6 +30,7 @@ class Native:
         self.app = app
         self.limits = limits or Limits(patience=app.patience)
         self.threads = Threads(THREADS, "tidegate-pump")
+        app.queues["pump"] = lambda: self.threads.under_way
         self.defaults = Defaults()
 
     def __call__(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tidegate.ports import OpenFile
     from tidegate.protocol.dialects.downloads import Piece
     from tidegate.protocol.model import Upload
+    from tidegate.transports.access import Sent
     from tidegate.transports.native.connection import Connection
     from tidegate.transports.service import Answer
 
@@ -26,8 +27,8 @@ STEP: Final = 4 * 1024 * 1024
 """Bytes per system call: between two of them a thread looks at its time."""
 
 
-async def send(connection: Connection, head: bytes, answer: Answer) -> int:
-    """Send `head` and an answer's pieces; how many bytes of body went out, -1: not all did.
+async def send(connection: Connection, head: bytes, answer: Answer, sent: Sent) -> None:
+    """Send `head` and an answer's pieces; `sent` tells how far it got.
 
     The head says how much will come: to break off is the only way to say that this is not all.
     """
@@ -38,54 +39,57 @@ async def send(connection: Connection, head: bytes, answer: Answer) -> int:
     try:
         file = await connection.open_file(upload, max(piece.stop for piece in answer.pieces))
         if file is None:
-            sent = await _through_the_loop(connection, upload, answer)
+            sent.whole = await _through_the_loop(connection, upload, answer, sent)
         else:
             try:
-                sent = await _by_the_kernel(connection, file, answer)
+                sent.whole = await _by_the_kernel(connection, file, answer, sent)
             finally:
                 await connection.in_thread(file.close)
     except DataError as error:
         log.error("upload %s cannot be read: %s", upload.id, error)
-        sent = -1
-    if sent < 0:
+        sent.whole = False
+    if not sent.whole:
         connection.abort()
-    return sent
 
 
-async def _through_the_loop(connection: Connection, upload: Upload, answer: Answer) -> int:
-    sent = 0
+async def _through_the_loop(
+    connection: Connection, upload: Upload, answer: Answer, sent: Sent
+) -> bool:
     transport = connection.transport
     for piece in answer.pieces:
         transport.write(piece.before)
-        sent += len(piece.before)
+        sent.bytes += len(piece.before)
         chunks = connection.read(upload, piece.start, piece.stop)
         try:
             async for chunk in chunks:
                 if transport.is_closing():
-                    return -1
+                    return False
                 transport.write(chunk)
-                sent += len(chunk)
+                sent.bytes += len(chunk)
                 await connection.drained()
         finally:
             if isinstance(chunks, AsyncGenerator):
                 with anyio.CancelScope(shield=True):
                     await chunks.aclose()
     transport.write(answer.after)
-    return sent + len(answer.after)
+    sent.bytes += len(answer.after)
+    return True
 
 
-async def _by_the_kernel(connection: Connection, file: OpenFile, answer: Answer) -> int:
-    sent = 0
+async def _by_the_kernel(
+    connection: Connection, file: OpenFile, answer: Answer, sent: Sent
+) -> bool:
     for piece in answer.pieces:
         connection.transport.write(piece.before)
-        if not await _send_piece(connection, file, piece):
-            return -1
-        sent += len(piece.before) + piece.stop - piece.start
+        sent.bytes += len(piece.before)
+        if not await _send_piece(connection, file, piece, sent):
+            return False
     connection.transport.write(answer.after)
-    return sent + len(answer.after)
+    sent.bytes += len(answer.after)
+    return True
 
 
-async def _send_piece(connection: Connection, file: OpenFile, piece: Piece) -> bool:
+async def _send_piece(connection: Connection, file: OpenFile, piece: Piece, sent: Sent) -> bool:
     """Send a piece in bursts; False: the client is gone."""
     at = piece.start
     # What was written before must be in the kernel first.
@@ -94,7 +98,9 @@ async def _send_piece(connection: Connection, file: OpenFile, piece: Piece) -> b
         fd = connection.duplicate()
         if fd < 0:
             return False
+        before = at
         at, gone = await connection.in_thread(_burst, fd, file, at, piece.stop)
+        sent.bytes += at - before
         if gone:
             return False
         if at < piece.stop and not await _writable(connection):
