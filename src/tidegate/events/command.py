@@ -80,14 +80,16 @@ class CommandSink:
         try:
             os.set_blocking(reading, False)
             try:
-                process = await anyio.open_process(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=writing,
-                    stderr=subprocess.STDOUT,
-                    env=_environment(delivery),
-                    start_new_session=True,
-                )
+                # Shielded: cancelled in the middle, it would be killed without its group.
+                with anyio.CancelScope(shield=True):
+                    process = await anyio.open_process(
+                        self._command,
+                        stdin=subprocess.PIPE,
+                        stdout=writing,
+                        stderr=subprocess.STDOUT,
+                        env=_environment(delivery),
+                        start_new_session=True,
+                    )
             except OSError as error:
                 raise DeliveryError(f"cannot be started: {error.strerror}") from error
             finally:
