@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PASSWORD = "s3cr:et/pw"
 """Of the role `locked`, the only one that is asked for any."""
 _NOBODY = 65534
@@ -31,6 +33,17 @@ def _programs() -> Path:
     folder = Path(spec.origin).parent
     folders = [folder / name / "bin" for name in ("pginstall18", "pginstall")]
     return next(path for path in folders if path.is_dir())
+
+
+# Stops the server, and deletes its data, when the process of the tests was killed.
+_KEEPER = """
+    tests=$1 folder=$2; shift 2
+    exec 3>&2 2>/dev/null
+    "$@" 2>&3 3>&- & server=$!
+    while kill -0 $server && ps -p $tests >/dev/null; do sleep 0.2; done
+    ps -p $tests >/dev/null && exit
+    kill -INT $server; wait $server; rm -rf "$folder"
+"""
 
 
 class Postgres:
@@ -77,8 +90,9 @@ class Postgres:
         }
         flags = [f"--{name}={value}" for name, value in options.items()]
         with (self.folder / "log").open("ab") as log:
+            program = [str(_programs() / "postgres"), "-D", str(self.folder / "data"), *flags]
             self._process = subprocess.Popen(
-                [str(_programs() / "postgres"), "-D", str(self.folder / "data"), *flags],
+                ["sh", "-c", _KEEPER, "sh", str(os.getpid()), str(self.folder), *program],
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
@@ -106,11 +120,17 @@ class Postgres:
         """Stop it in order, as an operator would; or `hard`, as kill -9 of all its processes does."""
         if self._process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            pid = (self.folder / "data/postmaster.pid").read_text().split()[0]
+            postmaster = psutil.Process(int(pid))
             if hard:
-                os.killpg(self._process.pid, signal.SIGKILL)
+                postmaster.suspend()  # so that it starts no more of them
+                everyone = [postmaster, *postmaster.children()]
+                for process in everyone:
+                    process.kill()
+                psutil.wait_procs(everyone, 30)
             else:
-                self._process.send_signal(signal.SIGINT)
+                postmaster.send_signal(signal.SIGINT)
         self._process.wait(30)
         self._process = None
 
