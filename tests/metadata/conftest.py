@@ -69,7 +69,7 @@ def child(path: Path) -> Callable[..., AbstractContextManager[Child]]:
 @pytest.fixture
 def url() -> str:
     """Of PostgreSQL, in a schema of its own; with short times."""
-    return postgres.server().url(heartbeat=0.2, ttl=1)
+    return postgres.server().url(heartbeat=0.5, ttl=3)
 
 
 @pytest.fixture

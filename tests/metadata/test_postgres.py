@@ -179,13 +179,18 @@ async def test_a_release_wakes_who_waits_elsewhere() -> None:
         await listening(here, there)
         record = upload("x" * 3000)  # longer than what a notification may say
         await add(here, record)
+
+        async def waits() -> bool:
+            assert isinstance(here, PostgresMetadataStore)
+            return bool(here._leases._waiting)
+
         best = 1e9
         for _ in range(5):
             grant = await hold(there, record.id)
             await here.request_release(record.id)
             async with patience(), anyio.create_task_group() as tasks:
                 tasks.start_soon(here.wait_released, record.id, 3600)
-                await anyio.sleep(0.05)  # let it look, and begin to wait
+                await until(waits)
                 began = time.monotonic()
                 await there.release(grant.lease)
             best = min(best, time.monotonic() - began)

@@ -171,7 +171,7 @@ async def test_a_store_closes_when_its_database_is_gone() -> None:
     """In a bounded time, and whatever it holds."""
     server = postgres.server()
     async with CuttingLine(server.port) as line:
-        url = server.url(port=line.port, patience=0.3, heartbeat=0.2, ttl=1)
+        url = server.url(port=line.port, patience=1, heartbeat=0.5, ttl=3)
         store = PostgresMetadataStore(url)
         await store.open()
         grant = await store.insert(upload(), lease=True)
@@ -179,7 +179,7 @@ async def test_a_store_closes_when_its_database_is_gone() -> None:
         line.down = True
         line.cut()
         store.abandon(grant.lease)
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             await store.close()
 
 
@@ -196,7 +196,7 @@ async def test_a_store_closes_when_its_database_is_gone() -> None:
 )
 async def test_says_why_it_cannot_open(url: str, change: tuple[str, str], said: str) -> None:
     """In one line, without any password; nothing is left open by that."""
-    store = PostgresMetadataStore(url.replace(*change) + "&patience=0.3")
+    store = PostgresMetadataStore(url.replace(*change) + "&patience=1")
     with pytest.raises(MetadataError) as caught:
         await store.open()
     await store.close()

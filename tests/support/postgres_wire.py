@@ -110,6 +110,8 @@ class CuttingLine(_Server):
         """The names that statements were given."""
         self.down = False
         """Nobody gets through any more. See `cut`."""
+        self.refused = 0
+        """How many were not let through."""
         self.deaf = False
         """Answers are kept back, and nothing says so."""
         self._lose: tuple[str, bool] | None = None
@@ -127,12 +129,16 @@ class CuttingLine(_Server):
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.down:
+            self.refused += 1
             return
         greeting = await greeted(reader, writer)
         above, below = await self._connect()
         try:
             below.write(greeting.raw)
-            await _first(self._up(reader, writer, below), self._down(above, writer))
+            answered = asyncio.Event()
+            await _first(
+                self._up(reader, writer, below, answered), self._down(above, writer, answered)
+            )
         finally:
             below.transport.abort()
             self._writers.discard(below)
@@ -142,6 +148,7 @@ class CuttingLine(_Server):
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         below: asyncio.StreamWriter,
+        answered: asyncio.Event,
     ) -> None:
         text, texts = "", dict[bytes, str]()
         while True:
@@ -164,18 +171,19 @@ class CuttingLine(_Server):
                         return
                     writer.transport.abort()
                     below.write(message.raw + (Message(b"S", b"").raw * (message.kind == b"E")))
-                    self._swallowing = asyncio.Event()
-                    await self._swallowing.wait()
+                    await answered.wait()
                     self.lost.set()
                     return
             below.write(message.raw)
 
-    async def _down(self, above: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _down(
+        self, above: asyncio.StreamReader, writer: asyncio.StreamWriter, answered: asyncio.Event
+    ) -> None:
         while True:
             message = await read(above)
             if writer.transport.is_closing():
                 if message.kind == b"Z":
-                    self._swallowing.set()
+                    answered.set()
             elif not self.deaf:
                 writer.write(message.raw)
 
