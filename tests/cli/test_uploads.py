@@ -104,8 +104,6 @@ def test_where_nothing_is_there_is_nothing_to_list(tidegate: Command) -> None:
         code, out, err = tidegate(*command)
         assert (code, out) == (1, "")
         assert "there is no such f" in err  # folder, or file
-    DATA.mkdir()
-    assert tidegate("ls", "--json") == (0, "", "")
 
 
 def test_a_table_for_people(tidegate: Command) -> None:
