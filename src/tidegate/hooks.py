@@ -198,7 +198,8 @@ class Bytes:
         pass: it is asked again then.
         """
         stop = self.size if stop is None else min(stop, self.size)
-        chunks = self._read(min(start, stop), stop)
+        # Of an upload of nothing the store need not know yet.
+        chunks = self._read(start, stop) if start < stop else _nothing()
         self._reading.append(chunks)
         return chunks
 
@@ -211,6 +212,12 @@ class Bytes:
         for chunks in self._reading:
             if isinstance(chunks, AsyncGenerator):
                 await chunks.aclose()
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    nothing: tuple[bytes, ...] = ()
+    for chunk in nothing:
+        yield chunk
 
 
 BeforeCreate: TypeAlias = Callable[[UploadRequest, Upload], Awaitable[Changes | None]]

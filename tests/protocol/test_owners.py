@@ -12,6 +12,7 @@ from tests.protocol.cases import (
     MALFORMED,
     MAX_SIZE,
     UNLIMITED,
+    Expected,
     Refused,
     Row,
     appending,
@@ -63,26 +64,30 @@ def on(record: Any) -> list[Case[Any]]:
     return [appending(record), looking(record), ending(record)]
 
 
+DONE = replace(COMPLETE, principal="alice")
+ALLOWED: list[tuple[Case[Any], Expected]] = [
+    (appending(OWNED), takes(100, 30, room=30)),
+    (looking(OWNED), OWNED),
+    (ending(OWNED), OWNED),
+    (reading(DONE), DONE),
+]
+FOR_ALL: list[tuple[Case[Any], Expected]] = [
+    (looking(upload()), upload()),
+    (ending(upload()), upload()),
+]
+
 OWNERS = [
     *(
         ours("An upload is there for its owner.", asked_by(ALICE, case), expected)
-        for case, expected in [
-            (appending(OWNED), takes(100, 30, room=30)),
-            (looking(OWNED), OWNED),
-            (ending(OWNED), OWNED),
-            (
-                reading(replace(COMPLETE, principal="alice")),
-                replace(COMPLETE, principal="alice"),
-            ),
-        ]
+        for case, expected in ALLOWED
     ),
     *(
         ours("It is not there for anyone else.", asked_by(BOB, case), NOT_THERE)
-        for case in [*on(OWNED), reading(replace(COMPLETE, principal="alice"))]
+        for case in [*on(OWNED), reading(DONE)]
     ),
     *(
         ours("Nor for anyone where nobody is asked.", asked_by(None, case), NOT_THERE)
-        for case in [*on(OWNED), reading(replace(COMPLETE, principal="alice"))]
+        for case in [*on(OWNED), reading(DONE)]
     ),
     *(
         ours("What is gone is not even gone for others.", asked_by(BOB, case), NOT_THERE)
@@ -90,7 +95,7 @@ OWNERS = [
     ),
     *(
         ours("What was made when nobody was asked is there for all.", asked_by(BOB, case), expected)
-        for case, expected in [(looking(upload()), upload()), (ending(upload()), upload())]
+        for case, expected in FOR_ALL
     ),
     *(
         ours(
@@ -203,7 +208,7 @@ def test_how_large_an_upload_may_be_for_whom(row: Row) -> None:
     check(row)
 
 
-@pytest.mark.parametrize("case", on(None) + [reading(None)], ids=lambda c: type(c.command).__name__)
+@pytest.mark.parametrize("case", [*on(None), reading(None)], ids=lambda c: type(c.command).__name__)
 def test_a_foreign_upload_looks_like_none(case: Case[Any]) -> None:
     """The same answer to the letter; and nothing of it hangs on what state the upload is in."""
     nothing = refusal_of(asked_by(BOB, case))

@@ -94,10 +94,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What must stay free on the data store when all unfinished uploads are whole; None: an upload
     is taken whether it will fit or not."""
     new_id: Callable[[Upload], str] = random_id
-    authorize_within: float = 5.0
+    authorize_within: float | None = 5.0
     """How long whoever is asked who may come in has for an answer: people notice, and clients that
-    wait for it hold a connection each."""
-    hook_within: float = 30.0
+    wait for it hold a connection each. None: for ever."""
+    hook_within: float | None = 30.0
     """How long a hook has: half of what common proxies wait for an answer (nginx, AWS: 60 s)."""
 
 

@@ -30,7 +30,7 @@ ASK_AGAIN = 5
 class Gate:
     """Asks `authorize` and the hooks, where there are any. Whatever goes wrong lets nobody in.
 
-    `authorize_within` and `hook_within` are how many seconds each has.
+    `authorize_within` and `hook_within` are how many seconds each has; None: any.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Gate:
         authorize: Authorize | None,
         hooks: Hooks | None,
         *,
-        authorize_within: float,
-        hook_within: float,
+        authorize_within: float | None,
+        hook_within: float | None,
     ) -> None:
         self._authorize = authorize
         self._hooks = hooks or Hooks()
@@ -81,7 +81,7 @@ class Gate:
         except Refusal:
             raise
         except TimeoutError:
-            log.error("authorize: no answer within %g s", self._authorize_within)
+            log.error("authorize: no answer within %s s", self._authorize_within)
             raise _unanswered() from None
         except Exception as error:
             log.exception("authorize failed")
@@ -131,14 +131,14 @@ class Gate:
         except Denied:
             raise
         except TimeoutError:
-            log.error("%s: no answer within %g s", name, self._hook_within)
+            log.error("%s: no answer within %s s", name, self._hook_within)
             raise _unanswered() from None
         except Exception as error:
             log.exception("%s failed", name)
             raise _unanswered() from error
 
 
-async def _within(seconds: float, answer: Awaitable[T]) -> T:
+async def _within(seconds: float | None, answer: Awaitable[T]) -> T:
     with anyio.fail_after(seconds):
         return await answer
 
