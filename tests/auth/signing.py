@@ -41,8 +41,8 @@ def pem(key: Any) -> bytes:
 
 
 def signed(algorithm: str, key: Any, *, kid: str | None = None, **claims: Any) -> str:
-    """A token of alice's, good for a minute, unless said otherwise; None takes a claim away."""
-    given = {"sub": "alice", "exp": int(time.time()) + 60} | claims
+    """A token of alice's, good for an hour, unless said otherwise; None takes a claim away."""
+    given = {"sub": "alice", "exp": int(time.time()) + 3600} | claims
     found = {name: value for name, value in given.items() if value is not None}
     return jwt.encode(found, key, algorithm, headers={"kid": kid} if kid else None)
 
