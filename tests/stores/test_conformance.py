@@ -11,7 +11,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from tidegate.ports import Buffer, BytesMissingError, DataStore, Digest, Fence, Stored, Writer
+from tidegate.ports import Buffer, DataStore, Digest, Fence, Stored, Writer
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.model import Upload
 from tidegate.stores.local import LocalStore
@@ -105,7 +105,7 @@ class Careless(MemoryStore):
 
     def bytes_of(self, upload: Upload, stop: int) -> bytearray:
         if self.fault == "reads what is complete" and not upload.complete:
-            raise BytesMissingError("it is not complete")
+            return bytearray(stop)
         if self.fault == "reads what there is" and upload.id in self._uploads:
             return self._uploads[upload.id].data
         return super().bytes_of(upload, stop)
