@@ -104,7 +104,6 @@ class Headers(Mapping[str, str]):
 class UploadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request, as those see it who decide about it."""
 
-    action: Action
     command: Command
     """What it means. `command.malformed` is told to the client only once it may come in."""
     method: str
@@ -117,6 +116,11 @@ class UploadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Its address."""
     principal: Principal | None = None
     """Who makes it, once `authorize` said so."""
+
+    @property
+    def action(self) -> Action:
+        """What it asks for."""
+        return Action.of(self.command)
 
     @property
     def path(self) -> str:

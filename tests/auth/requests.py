@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
-from tidegate.hooks import Action, Headers, Principal, UploadRequest
+from tidegate.hooks import Headers, Principal, UploadRequest
 from tidegate.protocol.commands import Create
 from tidegate.protocol.errors import Refusal
 
@@ -20,7 +20,6 @@ def asking(
     sent = [(b"authorization", value.encode("latin-1")) for value in authorization]
     sent += [(n.replace("_", "-").lower().encode(), v.encode()) for n, v in headers.items()]
     return UploadRequest(
-        action=Action.CREATE,
         command=Create(),
         method="POST",
         url=url,

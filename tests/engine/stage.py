@@ -14,7 +14,7 @@ from tests.support.faulty import FaultyMetadata, FaultyStore
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
-from tidegate.hooks import Action, Headers, Principal, UploadRequest
+from tidegate.hooks import Headers, Principal, UploadRequest
 from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.protocol.commands import (
     Append,
@@ -53,7 +53,6 @@ async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
 def asking(command: Command, who: str) -> UploadRequest:
     """A request with `who` as its bearer token."""
     return UploadRequest(
-        action=Action.of(command),
         command=command,
         method="POST",
         url="https://tus.test/files/a?b",

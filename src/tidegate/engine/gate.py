@@ -45,11 +45,8 @@ class Gate:
         self._hooks = hooks or Hooks()
         self._authorize_within = authorize_within
         self._hook_within = hook_within
-
-    @property
-    def asks(self) -> bool:
+        self.asks = authorize is not None or self._hooks != Hooks()
         """Whether anyone wants to see a request."""
-        return self._authorize is not None or self._hooks != Hooks()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -73,11 +70,9 @@ class Gate:
             raise _failed()
         try:
             answer = authorize(request, upload)
-            principal: object = (
-                await _within(self._authorize_within, answer)
-                if inspect.isawaitable(answer)
-                else answer
-            )
+            principal: object = answer
+            if not isinstance(answer, Principal) and inspect.isawaitable(answer):
+                principal = await _within(self._authorize_within, answer)
         except Refusal:
             raise
         except TimeoutError:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from tidegate.hooks import Action, Headers, UploadRequest
+from tidegate.hooks import Headers, UploadRequest
 from tidegate.protocol.commands import Command, Discover
 from tidegate.protocol.dialects import downloads, tus1
 from tidegate.protocol.dialects.cors import Cors
@@ -145,7 +145,6 @@ def _asked(command: Command, request: Request) -> UploadRequest | None:
     if isinstance(command, Discover):
         return None
     return UploadRequest(
-        action=Action.of(command),
         command=command,
         method=tus1.method(request),
         url=request.url,
