@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ def test_tokens_of_a_file(tmp_path: Path, transport: str) -> None:
         assert looked(f"{server.url}{path}", None) == 404
     with ServerProcess(data, "--no-owners") as server:
         assert looked(f"{server.url}{path}", None) == 200
+    # An operator asks nobody.
+    remove = [sys.executable, "-m", "tidegate", "rm", "--yes", "--data", str(data), "--", path]
+    subprocess.run(remove, check=True, timeout=30, stdout=subprocess.DEVNULL)
+    with ServerProcess(data, "--no-owners") as server:
+        assert looked(f"{server.url}{path}", None) == 410
 
 
 def test_tokens_of_the_environment(tmp_path: Path) -> None:
