@@ -170,6 +170,45 @@ def test_defaults_are_what_they_are_said_to_be() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "token:tokens.txt",
+        "token:env:TOKENS",
+        "jwt:/etc/key.pem",
+        "jwt:https://id.test/keys?x=y",
+        "forward:http://127.0.0.1:9000/auth?for=tus",
+    ],
+)
+def test_who_says_who_it_is(text: str) -> None:
+    assert config_parsers.parse_auth(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("token", "expected token:FILE"),
+        ("token:", "expected token:FILE"),
+        ("tokens:a", "expected token:FILE"),
+        ("", "expected token:FILE"),
+        ("forward:auth.test", "expected http:// or https://"),
+        ("forward:ftp://auth.test", "expected http:// or https://"),
+        ("jwt:https://", "expected http:// or https://"),
+        ("jwt:https://user:secret@id.test/", "expected http:// or https://"),
+    ],
+)
+def test_who_can_not_say_it(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        config_parsers.parse_auth(text)
+
+
+def test_names_of_headers() -> None:
+    assert config_parsers.parse_header("X-User_1") == "X-User_1"
+    for text in ("", "a b", "é", "a:"):
+        with pytest.raises(ValueError, match="not the name of a header"):
+            config_parsers.parse_header(text)
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"tls_cert": "c"}, "--tls-cert needs --tls-key"),
@@ -178,6 +217,10 @@ def test_defaults_are_what_they_are_said_to_be() -> None:
         ({"unix_socket": "s", "host": "::1"}, "--unix-socket and --host or --port"),
         ({"unix_socket": "s", "tls_cert": "c", "tls_key": "k"}, "--unix-socket and --tls-cert"),
         ({"metadata": "memory:"}, "--data and --metadata: records in memory:"),
+        ({"jwt_issuer": "us"}, "--jwt-issuer needs --auth jwt:"),
+        ({"auth": "forward:http://a", "jwt_require": ("x",)}, "--jwt-require needs --auth jwt:"),
+        ({"auth": "token:a", "forward_send": ()}, "--forward-send needs --auth forward:"),
+        ({"auth_timeout": 1.0}, "--auth-timeout needs --auth"),
         ({"data": "memory:", "metadata": "a.db"}, "--data and --metadata: bytes in memory:"),
     ],
 )
@@ -191,3 +234,5 @@ def test_settings_that_do_fit_together() -> None:
     assert Config(metadata="sqlite:///x.db").metadata_url == "sqlite:///x.db"
     assert Config(tls_cert="c", tls_key="k").tls_key == "k"
     assert Config(unix_socket="s").unix_socket == "s"
+    assert Config(auth="jwt:key", jwt_issuer="us", auth_timeout=None).auth == "jwt:key"
+    assert Config(auth="forward:http://a", forward_send=("X",)).forward_send == ("X",)

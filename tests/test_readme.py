@@ -29,7 +29,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_blocks_are_found() -> None:
     counts = {name: len(blocks(name)) for name in ("sh", "toml", "python", "json")}
-    assert counts == {"sh": 2, "toml": 2, "python": 3, "json": 1}
+    assert counts == {"sh": 2, "toml": 2, "python": 4, "json": 1}
 
 
 @pytest.mark.parametrize("command", blocks("sh"))
@@ -45,12 +45,12 @@ def test_the_settings_exist(settings: str) -> None:
 
 def test_a_store_is_checked_as_shown() -> None:
     """The block on writing a store, in an interpreter of its own."""
-    subprocess.run([sys.executable, "-c", blocks("python")[2]], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", blocks("python")[3]], check=True, timeout=60)
 
 
 def test_listeners_are_told_as_shown() -> None:
     """The block on events, and an upload: of one listener all, of the other its completion."""
-    code = blocks("python")[1] + TELL
+    code = blocks("python")[2] + TELL
     said = subprocess.run(
         [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
     )
@@ -108,6 +108,31 @@ async def use():
         assert created.status_code == 201, created.text
         assert created.headers["location"].startswith("http://host/files/")
         assert (await client.get(created.headers["location"])).content == b"tidal"
+
+asyncio.run(use())
+"""
+
+
+def test_who_may_upload_is_decided_as_shown() -> None:
+    """The block on authorisation and hooks, and uploads that each of them is asked about."""
+    code = blocks("python")[1] + DECIDED
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+DECIDED = """
+import asyncio, httpx
+
+async def use():
+    transport = httpx.ASGITransport(uploads)
+    async with uploads, httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+        async def post(session, body):
+            headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", "X-Session": session}
+            headers |= {"Content-Type": "application/offset+octet-stream"}
+            return (await client.post("/", headers=headers, content=body)).status_code
+
+        assert await post("session-of-bob", b"%PDF-") == 401
+        assert await post("session-of-alice", b"tidal") == 422
+        assert await post("session-of-alice", b"%PDF-") == 201
 
 asyncio.run(use())
 """

@@ -15,11 +15,13 @@ from cyclopts import Group, Parameter, Token
 from tidegate import registry
 from tidegate.config_events import EventConfig
 from tidegate.config_parsers import (
+    parse_auth,
     parse_base_path,
     parse_count,
     parse_durability,
     parse_duration,
     parse_extension,
+    parse_header,
     parse_items,
     parse_metrics_listen,
     parse_origin,
@@ -47,6 +49,7 @@ class ConfigError(ValueError):
 
 _LISTEN = Group("Where it listens", sort_key=1)
 _URLS = Group("What clients see", sort_key=2)
+_AUTH = Group("Who may upload", sort_key=2.5)
 _STORES = Group("What is kept where", sort_key=3)
 _LIMITS = Group("What is allowed", sort_key=4)
 WATCH = Group("What operators see", sort_key=5)
@@ -121,7 +124,7 @@ class Config(EventConfig, StoreConfig):
     Sizes are bytes, times are seconds.
     """
 
-    # This machine only: there is no login yet, so the network is let in by hand.
+    # This machine only: nobody is asked who they are by default, so the network is let in by hand.
     host: Annotated[
         str,
         Parameter(group=_LISTEN, metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all"),
@@ -198,6 +201,111 @@ class Config(EventConfig, StoreConfig):
             help="Sites whose pages may upload, or none",
         ),
     ] = ("*",)
+
+    # To try it out nobody needs a token, on this machine.
+    auth: Annotated[
+        str | None,
+        Parameter(
+            group=_AUTH,
+            converter=one(parse_auth),
+            metavar="HOW",
+            help="token:FILE, jwt:FILE, jwt:URL or forward:URL",
+        ),
+    ] = None
+    # What one client sends is no other's business, unless all of them are one application.
+    owners: Annotated[
+        bool,
+        Parameter(
+            group=_AUTH,
+            negative="--no-owners",
+            help="Hide an upload from all but its maker",
+        ),
+    ] = True
+    # As Settings.authorize_within.
+    auth_timeout: Annotated[
+        float | None,
+        Parameter(
+            group=_AUTH,
+            converter=one(parse_duration),
+            metavar="TIME",
+            show_default="5s",
+            help="For an answer to who it is, or never",
+        ),
+    ] = 5.0
+    # Which issuer and which audience are right only the operator can know.
+    jwt_issuer: Annotated[
+        str | None, Parameter(group=_AUTH, metavar="TEXT", help="JWT: what iss must be")
+    ] = None
+    jwt_audience: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=_AUTH,
+            converter=_many(str),
+            metavar="TEXT",
+            help="JWT: what aud must name, one of these",
+        ),
+    ] = ()
+    # Machines whose clocks are kept right agree within milliseconds.
+    jwt_leeway: Annotated[
+        float | None,
+        Parameter(
+            group=_AUTH,
+            converter=one(parse_duration),
+            metavar="TIME",
+            help="JWT: by which clocks may differ",
+        ),
+    ] = None
+    # "The "sub" (subject) claim identifies the principal that is the subject of the JWT" (RFC 7519).
+    jwt_principal: Annotated[
+        str, Parameter(group=_AUTH, metavar="CLAIM", help="JWT: names the principal")
+    ] = "sub"
+    # No claim is registered for it.
+    jwt_max_size: Annotated[
+        str | None,
+        Parameter(group=_AUTH, metavar="CLAIM", help="JWT: the largest upload, in bytes"),
+    ] = None
+    # Beside exp, and the one with the principal.
+    jwt_require: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=_AUTH,
+            converter=_many(str),
+            metavar="CLAIM",
+            help="JWT: must be there, beside exp",
+        ),
+    ] = ()
+    # What Authelia and Caddy's examples call it.
+    forward_principal: Annotated[
+        str,
+        Parameter(
+            group=_AUTH,
+            converter=one(parse_header),
+            metavar="HEADER",
+            help="Names the principal in a 2xx",
+        ),
+    ] = "Remote-User"
+    # What a request proves who it is with.
+    forward_send: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=_AUTH,
+            converter=_many(parse_header),
+            show_default="Authorization, Cookie",
+            metavar="HEADER",
+            help="Goes to the service",
+        ),
+    ] = ("Authorization", "Cookie")
+    # How to sign in, and when to come again.
+    forward_return: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=_AUTH,
+            converter=_many(parse_header),
+            show_default="challenges, redirects",
+            metavar="HEADER",
+            help="Goes to the client",
+        ),
+    ] = ("WWW-Authenticate", "Location", "Retry-After")
 
     # What a client was told is complete it deletes; what is unfinished it can send again.
     durability: Annotated[
@@ -393,6 +501,7 @@ class Config(EventConfig, StoreConfig):
     def __post_init__(self) -> None:
         """Check what concerns several settings."""
         super().__post_init__()
+        self._check_auth()
         if (self.tls_cert is None) != (self.tls_key is None):
             given, missing = ("key", "cert") if self.tls_cert is None else ("cert", "key")
             raise ConfigError(f"--tls-{given} needs --tls-{missing}: https takes both")
@@ -412,3 +521,13 @@ class Config(EventConfig, StoreConfig):
                     "--unix-socket and --tls-cert: expected one or the other; the proxy that"
                     " connects to the socket speaks https"
                 )
+
+    def _check_auth(self) -> None:
+        kind = (self.auth or "").partition(":")[0]
+        for name, default in vars(Config).items():
+            prefix = name.partition("_")[0]
+            if prefix in {"jwt", "forward"} and prefix != kind and getattr(self, name) != default:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} needs --auth {prefix}:..., which it is about")
+        if self.auth is None and self.auth_timeout != Config.auth_timeout:
+            raise ConfigError("--auth-timeout needs --auth, which it is about")

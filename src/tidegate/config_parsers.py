@@ -29,6 +29,12 @@ MOST_WORKERS: Final = 256
 """More than a machine has processors, and fewer than it has memory for."""
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", re.ASCII)
 _PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*", re.ASCII)
+_HEADER = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+_AUTH: Final = {
+    "token": "token:FILE or token:env:NAME (a name and a token per line)",
+    "jwt": "jwt:FILE (a public key, a secret or a JWKS) or jwt:URL (of a JWKS)",
+    "forward": "forward:URL (of a service that is asked)",
+}
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", re.ASCII)
 
 
@@ -208,6 +214,23 @@ def parse_durability(text: str) -> Durability:
 def parse_template(text: str) -> str:
     """How finished files are named: see `naming.Template`."""
     naming.Template(text)
+    return text
+
+
+def parse_auth(text: str) -> str:
+    """How it is told who asks: a kind, and where its tokens, keys or answers come from."""
+    kind, colon, rest = text.partition(":")
+    if kind not in _AUTH or not colon or not rest:
+        raise ValueError(f"{text!r} says nobody's word: expected {', '.join(_AUTH.values())}")
+    if kind == "forward" or rest.startswith(("http:", "https:")):
+        parse_public_url(rest.partition("?")[0])
+    return text
+
+
+def parse_header(text: str) -> str:
+    """The name of a header."""
+    if not _HEADER.fullmatch(text):
+        raise ValueError(f"{text!r} is not the name of a header: expected one like X-User")
     return text
 
 

@@ -316,7 +316,7 @@ class DataStore(Protocol):
     leave a record without bytes; that is an upload of offset 0).
 
     The caller holds the upload's lease for `writer`, `truncate`, `finish`; `read` is only called on
-    complete uploads; `delete` and `measure` may be called at any time.
+    complete uploads (but see Capability.PEEK); `delete` and `measure` may be called at any time.
     """
 
     capabilities: Capability
@@ -332,7 +332,10 @@ class DataStore(Protocol):
         """Let go of all that `open` acquired. May be called twice."""
 
     def place(self, upload: Upload) -> dict[str, Any]:
-        """The `storage` of a new upload. Pure and quick; the same upload gives the same."""
+        """The `storage` of a new upload. Pure and quick; the same upload gives the same.
+
+        Where the bytes have a name that people see, `upload.name` is it, when there is one.
+        """
 
     async def writer(self, upload: Upload, fence: Fence) -> Writer:
         """Open the upload's bytes for appending at exactly `upload.offset`.
@@ -363,7 +366,8 @@ class DataStore(Protocol):
     def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
         """Bytes [start, stop) in chunks of at most 1 MiB. Needs Capability.READ.
 
-        Raises BytesMissingError before the first chunk when they are not there, DataError.
+        With Capability.PEEK also of an upload that is whole and not finished, or finished without a
+        commit, to who holds its lease. Raises BytesMissingError before the first chunk when they are not there, DataError.
         """
 
     async def delete(self, upload: Upload) -> None:

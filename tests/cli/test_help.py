@@ -32,6 +32,20 @@ What clients see
   --behind-proxy NET       Proxies to trust: addresses, networks, or *
   --cors-origin ORIGIN     Sites whose pages may upload, or none [*]
 
+Who may upload
+  --auth HOW               token:FILE, jwt:FILE, jwt:URL or forward:URL
+  --[no-]owners            Hide an upload from all but its maker [on]
+  --auth-timeout TIME      For an answer to who it is, or never [5s]
+  --jwt-issuer TEXT        JWT: what iss must be
+  --jwt-audience TEXT      JWT: what aud must name, one of these
+  --jwt-leeway TIME        JWT: by which clocks may differ
+  --jwt-principal CLAIM    JWT: names the principal [sub]
+  --jwt-max-size CLAIM     JWT: the largest upload, in bytes
+  --jwt-require CLAIM      JWT: must be there, beside exp
+  --forward-principal HEADER  Names the principal in a 2xx [Remote-User]
+  --forward-send HEADER    Goes to the service [Authorization, Cookie]
+  --forward-return HEADER  Goes to the client [challenges, redirects]
+
 What is kept where
   --data URL               Bytes: a folder, file:PATH or memory: [tidegate-data]
   --metadata URL           Records: a file, or sqlite:PATH [tidegate.db in data]

@@ -59,6 +59,8 @@ EVERY: dict[str, tuple[str, str, object]] = {
     "public-url": ("https://e.org/", '"https://e.org/"', "https://e.org"),
     "behind-proxy": ("10.0.0.1,::1", '["10.0.0.1", "::1"]', ("10.0.0.1", "::1")),
     "cors-origin": ("none", "[]", ()),
+    "auth": ("token:env:TOKENS", '"token:env:TOKENS"', "token:env:TOKENS"),
+    "owners": ("false", "false", False),
     "data": ("file:d", '"file:d"', "file:d"),
     "metadata": ("m.db", '"m.db"', "m.db"),
     "file-name": ("{id}{ext}", '"{id}{ext}"', "{id}{ext}"),
@@ -120,11 +122,29 @@ def test_every_setting_can_come_from_everywhere(
         assert getattr(settings(), field) == meant
 
 
+PAIRS: list[dict[str, str]] = [
+    {"tls-cert": "c", "tls-key": "k"},
+    {"unix-socket": "s"},
+    {
+        "auth": "jwt:key.pem",
+        "jwt-issuer": "https://id.test",
+        "jwt-principal": "email",
+        "jwt-max-size": "max",
+    },
+    {"auth": "forward:http://auth.test/", "forward-principal": "X-User"},
+]
+LISTS: list[dict[str, str]] = [
+    {"auth": "jwt:key.pem", "jwt-audience": "a,b", "jwt-require": "c,d"},
+    {"auth": "forward:http://auth.test/", "forward-send": "A,B", "forward-return": "C,D"},
+]
+TIMES: list[dict[str, str]] = [{"auth": "jwt:key.pem", "auth-timeout": "3s", "jwt-leeway": "3s"}]
+
+
 @pytest.mark.parametrize("source", ["flags", "environment", "file"])
 def test_settings_that_only_go_together(
     source: str, clean_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for pair in ({"tls-cert": "c", "tls-key": "k"}, {"unix-socket": "s"}):
+    for pair in PAIRS:
         flags = []
         with monkeypatch.context() as patch:
             if source == "flags":
@@ -140,8 +160,20 @@ def test_settings_that_only_go_together(
             assert getattr(found, name.replace("-", "_")) == value
 
 
+def test_lists_and_times_that_only_go_with_others() -> None:
+    for some in LISTS:
+        (_, auth), *lists = some.items()
+        found = settings(f"--auth={auth}", *(f"--{name}={text}" for name, text in lists))
+        for name, text in lists:
+            assert getattr(found, name.replace("-", "_")) == tuple(text.split(","))
+    for some in TIMES:
+        (_, auth), *times = some.items()
+        found = settings(f"--auth={auth}", *(f"--{name}={text}" for name, text in times))
+        assert [getattr(found, name.replace("-", "_")) for name, _ in times] == [3.0, 3.0]
+
+
 def test_every_setting_is_tried_above() -> None:
-    tried = {*EVERY, "tls-cert", "tls-key", "unix-socket"}
+    tried = {*EVERY, *(name for settings in PAIRS + LISTS + TIMES for name in settings)}
     assert tried == {name.replace("_", "-") for name in Config.__dataclass_fields__}
 
 
@@ -201,7 +233,7 @@ def test_a_wrong_variable_is_named(
     ("toml", "words"),
     [
         ("prot = 1", "unknown setting 'prot'; did you mean port?"),
-        ("[serve]\nport = 1", "unknown setting 'serve'; there are base-path, behind-proxy"),
+        ("[serve]\nport = 1", "unknown setting 'serve'; there are auth, auth-timeout, base-path"),
         ("port = 70000", "port in tidegate.toml: '70000' is not a port"),
         ("port = [1]", "'port' is a list: expected one value"),
         ("port = {a = 1}", "'port' is a table: expected one value"),

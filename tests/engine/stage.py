@@ -14,11 +14,14 @@ from tests.support.faulty import FaultyMetadata, FaultyStore
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
+from tidegate.hooks import Headers, Principal, UploadRequest
 from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.protocol.commands import (
     Append,
     Checksum,
+    Command,
     Create,
+    Discover,
     Download,
     Inspect,
     Payload,
@@ -31,7 +34,7 @@ from tidegate.stores.memory import MemoryStore
 from tidegate.testing import FakeClock
 
 if TYPE_CHECKING:
-    from tidegate.ports import Delivery, EventSink, Hold
+    from tidegate.ports import Body, Delivery, EventSink, Hold
 
 PATIENCE = 20.0
 """Seconds for what has to come: far more than it takes, on a busy machine."""
@@ -45,6 +48,22 @@ async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
             if held if isinstance(held, bool) else await held:
                 return
             await anyio.sleep(0.001)
+
+
+def asking(command: Command, who: str) -> UploadRequest:
+    """A request with `who` as its bearer token."""
+    return UploadRequest(
+        command=command,
+        method="POST",
+        url="https://tus.test/files/a?b",
+        headers=Headers([(b"authorization", f"Bearer {who}".encode())]),
+        client="192.0.2.1",
+    )
+
+
+async def by_token(request: UploadRequest, _upload: Upload | None) -> Principal:
+    """Whoever says who they are, is."""
+    return Principal(id=request.headers["Authorization"].removeprefix("Bearer "))
 
 
 def sha1(data: bytes) -> Checksum:
@@ -67,6 +86,7 @@ class Stage:
         store: type[FaultyStore] = FaultyStore,
         **settings: Any,
     ) -> None:
+        self.who = "alice"
         self.bytes = bytes_ or MemoryStore()
         self.records = records or MemoryMetadataStore()
         self.clock = clock or FakeClock()
@@ -103,6 +123,13 @@ class Stage:
 
     # --------------------------------------------------------------------------- requests
 
+    async def handle(self, command: Command, body: Body) -> Any:
+        """Carry out a command, for `who`, with a request where somebody wants to see one."""
+        request = None
+        if self.engine.asks and not isinstance(command, Discover):
+            request = asking(command, self.who)
+        return await self.engine.handle(command, body, request)
+
     def body(self, *steps: Any, **options: Any) -> tuple[ScriptedBody, int]:
         return ScriptedBody(*steps, **options), sum(len(s) for s in steps if isinstance(s, bytes))
 
@@ -128,7 +155,7 @@ class Stage:
             parts=parts,
             payload=payload,
         )
-        result = await self.engine.handle(command, body)
+        result = await self.handle(command, body)
         assert isinstance(result, Created)
         return result.upload
 
@@ -160,21 +187,21 @@ class Stage:
             trailing_checksum=trailing,
         )
         command = Append(id=upload_id, offset=offset, length=length, payload=payload)
-        result = await self.engine.handle(command, body)
+        result = await self.handle(command, body)
         assert isinstance(result, Appended)
         return result.upload
 
     async def head(self, upload_id: UploadId) -> Upload:
-        result = await self.engine.handle(Inspect(id=upload_id), NOTHING)
+        result = await self.handle(Inspect(id=upload_id), NOTHING)
         assert isinstance(result, Inspected)
         return result.upload
 
     async def delete(self, upload_id: UploadId) -> None:
-        result = await self.engine.handle(Terminate(id=upload_id), NOTHING)
+        result = await self.handle(Terminate(id=upload_id), NOTHING)
         assert isinstance(result, Terminated)
 
     async def download(self, upload_id: UploadId) -> bytes:
-        result = await self.engine.handle(Download(id=upload_id), NOTHING)
+        result = await self.handle(Download(id=upload_id), NOTHING)
         assert isinstance(result, Readable)
         upload = result.upload
         return b"".join([c async for c in self.engine.read(upload, 0, upload.offset)])

@@ -52,6 +52,7 @@ def test_what_is_not_offered_without(lacking: Capability, missing: set[str]) -> 
 def test_every_capability_is_accounted_for() -> None:
     lacking = {Capability.GROW, Capability.DISCARD, Capability.DELETE, Capability.COPY}
     lacking |= {Capability.READ, Capability.EXPIRY, Capability.PENDING, Capability.TRAILERS}
+    lacking |= {Capability.PEEK}
     assert set(Capability) == lacking
 
 

@@ -104,6 +104,8 @@ class Careless(MemoryStore):
             await super().delete(upload)
 
     def bytes_of(self, upload: Upload, stop: int) -> bytearray:
+        if self.fault == "reads what is complete" and not upload.complete:
+            return bytearray(stop)
         if self.fault == "reads what there is" and upload.id in self._uploads:
             return self._uploads[upload.id].data
         return super().bytes_of(upload, stop)
@@ -145,6 +147,7 @@ FAULTS = {
     "does not truncate": "truncates",
     "finishes what is not whole": "tells_of_missing_bytes",
     "does not delete": "reading_may_end_early",
+    "reads what is complete": "reads_what_is_whole_and_not_finished",
     "reads what there is": "reading_tells_of_missing_bytes",
     "hides the unfinished": "finds_what_is_stored",
     "drops the last of many chunks": "takes_many_chunks",

@@ -97,6 +97,24 @@ async def test_constructing_does_nothing(root: Path) -> None:
         await store.run_sync(lambda: None)
 
 
+async def test_a_name_that_was_given(root: Path) -> None:
+    """By a hook, say: it is where the finished file is, and whose it is can still be told."""
+    store = LocalStore(root, name="{id}")
+    await store.open()
+    upload = replace(make_upload(store), name="alice/2026/report one.pdf")
+    upload = replace(upload, storage=store.place(upload))
+    done = await append(store, upload, b"1234567890")
+    storage = await store.finish(done, ALONE, durable=True)
+    assert files(root) == ["finished/alice/2026/report one.pdf"]
+    done = replace(done, storage=storage, state=State.COMPLETE)
+    assert await read_all(store, done) == b"1234567890"
+    # No template gave this name: nobody's, as far as a sweep knows, and so it stays.
+    assert [found async for found in store.stored()] == []
+    await store.delete(done)
+    assert files(root) == []
+    await store.close()
+
+
 async def test_a_bad_template_is_told_at_construction(root: Path) -> None:
     with pytest.raises(ValueError, match=r"lacks \{id\}"):
         LocalStore(root, name="{filename}")

@@ -90,7 +90,10 @@ def engine(
     data = registry.data_store(stores.data, registry.Options(file_name=stores.file_name))
     wanted = listeners.wanted_events if listeners else frozenset[EventType]()
     tells = STORED_EVENTS if tell else wanted
-    return Engine(data, metadata(stores), settings=settings, tells=tells, tending=False)
+    # An operator is nobody's owner, and may see and end every upload.
+    return Engine(
+        data, metadata(stores), settings=settings, tells=tells, owners=False, tending=False
+    )
 
 
 def records(stores: StoreConfig) -> MetadataStore:

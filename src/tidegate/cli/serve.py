@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from cyclopts import Parameter
 
 from tidegate import __version__, registry
-from tidegate.cli import descriptors, listen, logs, notify, server, workers
+from tidegate.cli import auth, descriptors, listen, logs, notify, server, workers
 from tidegate.cli.errors import Failure
 from tidegate.cli.lines import Handler
 from tidegate.config import PROCESS, Config, ConfigError
@@ -137,7 +137,10 @@ def _app(settings: Config, lines: Handler) -> Tidegate:
         expire_after=settings.expire_after,
         disable=settings.disable,
         downloads=settings.downloads,
+        authorize=auth.authorizer(settings),
+        owners=settings.owners,
         settings=Settings(
+            authorize_within=settings.auth_timeout,
             durability=settings.durability,
             max_unfinished=settings.max_unfinished,
             reserve_disk=settings.reserve_disk,

@@ -366,7 +366,7 @@ class _Receiver:
                 await self.salvage()
             except SyncFailedError:
                 await self.lose_unsynced()
-        except (DataError, MetadataError) as error:
+        except (Refusal, DataError, MetadataError) as error:
             log.warning("upload %s: cancelled, not kept yet: %s", self.held.upload.id, error)
 
     async def discard(self) -> None:

@@ -16,6 +16,7 @@ from tidegate.ports import (
     MetadataError,
     UnknownUploadError,
 )
+from tidegate.protocol.errors import Refusal
 from tidegate.protocol.model import State, Upload, UploadId
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ async def check(core: Core, checked: Checked, *, repair: bool) -> AsyncIterator[
             continue
         except (DataError, MetadataError) as error:
             finding = Finding(upload.id, f"cannot be checked: {error}")
+        except Refusal:
+            finding = Finding(upload.id, "is whole, and waits for a hook that only a server has")
         if finding is not None:
             yield finding
     async for stored in core.data.stored():

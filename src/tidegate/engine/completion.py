@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from tidegate.engine.ending import end
+from tidegate.protocol.capabilities import Capability
+from tidegate.protocol.errors import Denied
 from tidegate.protocol.lifecycle import Transition, advance
 from tidegate.protocol.model import EventType, Kind
 
@@ -26,25 +29,27 @@ async def complete(
 ) -> Upload:
     """Carry out the completion of a whole upload, and commit it with its event.
 
-    Until the commit the record does not say that the upload is whole: should anything fail, the
-    next request tries again. With `storage` the store has finished it already. Raises what the
-    stores raise.
+    Until the commit nobody is told that the upload is whole: should anything fail, the next request
+    tries again. With `storage` the store has finished it already. Raises what the stores raise, and
+    Refusal where a hook is against it, or says nothing.
     """
     held.settled = False
+    guarded = upload.guarded or core.gate.guards(upload.kind)
     if storage is not None:
         upload = replace(upload, storage=storage)
-    elif segments:
-        # Whoever finds a store that was told to put them together must find them committed, too.
-        upload = await held.commit(upload, settled=False, segments=segments, durable=core.durable)
+    elif segments or guarded:
+        # Whoever finds a store that was told to put them together must find them committed, too;
+        # and what a hook puts off must not be sent again.
+        durable = core.durable and bool(segments)
+        upload = await held.commit(upload, settled=False, segments=segments, durable=durable)
     else:
         await held.hold()
     if storage is None:
-        storage = await core.data.finish(upload, held, durable=core.durable)
+        upload = await _finished(core, held, upload, guarded=guarded)
     synced = upload.offset if core.durable else upload.synced_offset
     done = advance(
         replace(
             upload,
-            storage=storage,
             synced_offset=synced,
             boot_id=core.data.boot_id if synced < upload.offset else "",
             unverified=False,
@@ -62,3 +67,32 @@ async def complete(
     if committed.kind is Kind.PARTIAL:
         core.part_changed(committed.id)
     return committed
+
+
+async def _finished(core: Core, held: Session, upload: Upload, *, guarded: bool) -> Upload:
+    """The record of a whole upload that is ready to be read. Raises what `complete` raises."""
+    # Before anyone else can read it, unless the store itself reads only what is finished.
+    early = guarded and Capability.PEEK in core.data.capabilities
+    if early:
+        upload = await held.sync(upload)
+        await _ask(core, held, upload)
+    storage = await core.data.finish(upload, held, durable=core.durable)
+    upload = replace(upload, storage=storage)
+    if guarded and not early:
+        await _ask(core, held, upload)
+    return upload
+
+
+async def _ask(core: Core, held: Session, upload: Upload) -> None:
+    """Ask the hook; if it is against the upload, end that. Raises Refusal, unless it agrees."""
+    core.put_off.add(upload.id)
+    try:
+        await core.gate.before_complete(core.data, upload, held.request)
+    except Denied as denied:
+        if denied.lasting:
+            core.put_off.discard(upload.id)
+            await end(core, held, upload)
+        raise
+    core.put_off.discard(upload.id)
+    # It may have taken its time.
+    await held.hold()

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from tidegate.engine.completion import complete
 from tidegate.engine.core import log
+from tidegate.engine.ending import free_parts
 from tidegate.engine.sessions import Session, go_back, session
 from tidegate.ports import (
     BytesMissingError,
@@ -20,7 +21,7 @@ from tidegate.ports import (
     UnknownUploadError,
 )
 from tidegate.protocol.decide import length_of
-from tidegate.protocol.errors import Refusal
+from tidegate.protocol.errors import Code, Denied, Refusal
 from tidegate.protocol.lifecycle import Transition, advance
 from tidegate.protocol.model import MAX_LENGTH, Segment, State, Upload, UploadId
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tidegate.engine.core import Core
+    from tidegate.hooks import UploadRequest
 
 AT_ONCE = 2
 """Finals assembled at the same time behind requests: copying is bound by the disk, not by waiting."""
@@ -43,12 +45,17 @@ class Assembler:
         self._slots = anyio.Semaphore(AT_ONCE)
         self._queued: set[UploadId] = set()
 
-    async def assemble_soon(self, final: UploadId) -> Upload | None:
-        """Assemble within a few seconds, or leave it to the background; the record, if it moved."""
+    async def assemble_soon(self, final: UploadId, request: UploadRequest | None) -> Upload | None:
+        """Assemble within a few seconds, or leave it to the background; the record, if it moved.
+
+        Raises Denied where a hook is against it.
+        """
         try:
             with anyio.move_on_after(self._core.settings.assemble_within) as scope:
-                upload = await self._assemble(final)
+                upload = await self._assemble(final, request)
         except (Refusal, DataError, MetadataError) as error:
+            if isinstance(error, Denied) and error.lasting:
+                raise
             log.warning("final upload %s: not assembled yet: %s", final, error)
             self.wake(final)
             return None
@@ -106,7 +113,10 @@ class Assembler:
         """Assemble; if that was in vain, how to wait until another try is worth it."""
         try:
             await self._assemble(final)
-        except Refusal:
+        except Refusal as refusal:
+            if refusal.code is not Code.LOCKED:
+                log.warning("final upload %s: not complete: %s", final, refusal)
+                return partial(anyio.sleep, RETRY_AFTER)
             # Whoever has it may have looked at the parts before the last of them was whole.
             log.debug("final upload %s: someone else is at work on it", final)
             return partial(self._released, final)
@@ -123,10 +133,13 @@ class Assembler:
         except MetadataError:
             await anyio.sleep(RETRY_AFTER)
 
-    async def _assemble(self, final: UploadId) -> Upload:
-        """Carry a final as far as its parts allow. Raises Refusal when someone else has it."""
+    async def _assemble(self, final: UploadId, request: UploadRequest | None = None) -> Upload:
+        """Carry a final as far as its parts allow. Raises Refusal when someone else has it, or a
+        hook does not agree.
+        """
         core = self._core
         async with session(core, final, ask=False) as held:
+            held.request = request
             if held.upload.state is not State.RECEIVING:
                 return held.upload
             parts = await self._parts(held.upload)
@@ -134,7 +147,8 @@ class Assembler:
                 await self._fail(held, "one of its parts is gone")
                 return held.upload
             length = length_of(parts)
-            largest = MAX_LENGTH if core.offer.max_size is None else core.offer.max_size
+            limits = (core.offer.max_size, held.upload.max_size)
+            largest = min((n for n in limits if n is not None), default=MAX_LENGTH)
             if length is not None and length > largest:
                 await self._fail(held, f"its parts have {length} bytes; at most {largest} may be")
                 return held.upload
@@ -216,15 +230,3 @@ class Assembler:
             with anyio.CancelScope(shield=True):
                 await writer.close()
         return moved, segments
-
-
-async def free_parts(core: Core, final: Upload) -> None:
-    """Delete the bytes of terminated parts that only this final, which is done with, needed."""
-    for part in set(final.parts):
-        loaded = await core.metadata.load(part)
-        if (
-            loaded is not None
-            and loaded.upload.gone
-            and not await core.metadata.pending_finals(part)
-        ):
-            await core.data.delete(loaded.upload)

@@ -29,13 +29,15 @@ from tidegate.ports import (
 )
 from tidegate.protocol.decide import C, Case
 from tidegate.protocol.errors import Code, Refusal
-from tidegate.protocol.model import Event, EventType, Kind, State, Upload, UploadId
+from tidegate.protocol.model import NOWHERE, Event, EventType, Kind, State, Upload, UploadId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anyio.abc import TaskGroup
 
+    from tidegate.engine.gate import Gate
+    from tidegate.hooks import UploadRequest
     from tidegate.ports import Clock, DataStore, MetadataStore
     from tidegate.protocol.capabilities import Offer
 
@@ -92,6 +94,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What must stay free on the data store when all unfinished uploads are whole; None: an upload
     is taken whether it will fit or not."""
     new_id: Callable[[Upload], str] = random_id
+    authorize_within: float | None = 5.0
+    """How long whoever is asked who may come in has for an answer: people notice, and clients that
+    wait for it hold a connection each. None: for ever."""
+    hook_within: float | None = 30.0
+    """How long a hook has: half of what common proxies wait for an answer (nginx, AWS: 60 s)."""
 
 
 class Core:
@@ -106,6 +113,7 @@ class Core:
         offer: Offer,
         clock: Clock,
         tells: frozenset[EventType],
+        gate: Gate,
         measures: Measures | None = None,
     ) -> None:
         self.data = data
@@ -119,6 +127,9 @@ class Core:
         self.clock = clock
         self.tells = tells
         """The types of events that anyone listens to: no others are written."""
+        self.gate = gate
+        self.put_off: set[UploadId] = set()
+        """Whole uploads whose completion waits for a hook that gave no answer."""
         self.unsynced: set[UploadId] = set()
         """Uploads with acknowledged bytes that a graceful stop has to sync."""
         self.background: TaskGroup
@@ -163,8 +174,11 @@ class Core:
     def touched(self, upload: Upload) -> Upload:
         """The record after a POST or a PATCH: the time of its expiry slides."""
         now = self.clock.now()
-        after = self.offer.expire_after
+        after = self._expire_after(upload)
         return replace(upload, active_at=now, expires_at=None if after is None else now + after)
+
+    def _expire_after(self, upload: Upload) -> float | None:
+        return self.offer.expire_after if upload.expire_after is None else upload.expire_after
 
     def events(self, event_type: EventType, upload: Upload) -> tuple[Event, ...]:
         """The event to commit with a change, when anyone listens."""
@@ -176,10 +190,23 @@ class Core:
         """Do `work` behind the requests. Should it fail, that is logged, and nothing else stops."""
         self.background.start_soon(_guarded, work, args)
 
-    def case(self, command: C, upload: Upload | None, *, leased: bool = True) -> Case[C]:
+    def case(
+        self,
+        command: C,
+        upload: Upload | None,
+        request: UploadRequest | None,
+        *,
+        leased: bool = True,
+    ) -> Case[C]:
         """All that a decision on `command` depends on, as things stand now."""
         return Case(
-            command=command, upload=upload, offer=self.offer, now=self.clock.now(), leased=leased
+            command=command,
+            upload=upload,
+            principal=None if request is None else request.principal,
+            max_size=None if upload is None else upload.max_size,
+            offer=self.offer,
+            now=self.clock.now(),
+            leased=leased,
         )
 
     async def load(self, upload_id: UploadId) -> Loaded | None:
@@ -188,7 +215,7 @@ class Core:
         An append at work keeps an upload from expiring, and so does a pending final that needs it;
         a part that is being uploaded keeps the final.
         """
-        loaded = await self.metadata.load(upload_id)
+        loaded = None if upload_id == NOWHERE else await self.metadata.load(upload_id)
         if loaded is None:
             return None
         return Loaded(await self._unexpired(loaded.upload, loaded.hold), loaded.hold)
@@ -211,7 +238,8 @@ class Core:
         for part in set(upload.parts):
             loaded = await self.metadata.load(part)
             if loaded is not None and loaded.upload.state is State.RECEIVING:
-                latest = max(latest, loaded.upload.active_at + (self.offer.expire_after or 0.0))
+                after = self._expire_after(loaded.upload) or 0.0
+                latest = max(latest, loaded.upload.active_at + after)
         return latest
 
     def lost_power(self, upload: Upload) -> bool:

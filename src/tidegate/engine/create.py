@@ -11,6 +11,7 @@ from tidegate.engine.append import gather, receive
 from tidegate.engine.completion import complete
 from tidegate.engine.core import log
 from tidegate.engine.sessions import Session
+from tidegate.hooks import Changes
 from tidegate.measures import CREATED, RECEIVED
 from tidegate.ports import (
     DataError,
@@ -23,24 +24,34 @@ from tidegate.ports import (
 )
 from tidegate.protocol import decide
 from tidegate.protocol.errors import Code, Refusal
+from tidegate.protocol.fields import render_metadata
 from tidegate.protocol.model import EventType, Kind, Upload, UploadId
 from tidegate.protocol.results import Created
+
+UNCHANGED = Changes()
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tidegate.engine.concat import Assembler
     from tidegate.engine.core import Core
+    from tidegate.hooks import UploadRequest
     from tidegate.ports import Body, Buffer
     from tidegate.protocol.commands import Create, Payload
-    from tidegate.protocol.decide import CreatePlan
+    from tidegate.protocol.decide import Case, CreatePlan
 
 
 AT_ONCE: Final = 64 * 1024
 """Bytes of a small upload: what a connection's buffer holds anyway while its head is read."""
 
 
-async def create(core: Core, assembler: Assembler, command: Create, body: Body) -> Created:
+async def create(
+    core: Core,
+    assembler: Assembler,
+    command: Create,
+    body: Body,
+    request: UploadRequest | None = None,
+) -> Created:
     """Make an upload. Raises Refusal, and what the stores raise; then there is none."""
     parts: dict[UploadId, Upload] = {}
     if command.malformed is None:
@@ -48,23 +59,30 @@ async def create(core: Core, assembler: Assembler, command: Create, body: Body) 
             loaded = await core.load(part)
             if loaded is not None:
                 parts[part] = loaded.upload
-    plan = decide.create(
-        decide.Case(command=command, parts=parts, offer=core.offer, now=core.clock.now())
-    )
-    upload = _new(core, command, plan)
-    at_once = _at_once(core, plan)
+    case = replace(core.case(command, None, request), parts=parts)
+    plan = decide.create(case)
+    upload = _new(core, case, plan)
+    changes = await core.gate.before_create(request, upload)
+    if changes != UNCHANGED:
+        upload = _changed(core, upload, changes)
+        # It may be less than was allowed so far.
+        plan = decide.create(replace(case, max_size=changes.max_size))
+    upload = replace(upload, storage=core.data.place(upload))
+    # What is to be looked at first is not stored as if it were complete.
+    at_once = None if upload.guarded else _at_once(core, plan)
     chunks = None if at_once is None else await gather(core, body, at_once)
     held = await _insert(core, upload, lease=plan.complete or plan.payload is not None)
     if held is not None:
+        held.request = request
         await _begin(core, held, plan, body, chunks)
         upload = held.upload
     elif command.kind is Kind.FINAL:
-        upload = await assembler.assemble_soon(upload.id) or upload
+        upload = await assembler.assemble_soon(upload.id, request) or upload
     return Created(upload, with_payload=plan.payload is not None)
 
 
-def _new(core: Core, command: Create, plan: CreatePlan) -> Upload:
-    now = core.clock.now()
+def _new(core: Core, case: Case[Create], plan: CreatePlan) -> Upload:
+    command, principal, now = case.command, case.principal, case.now
     upload = Upload(
         id=UploadId(""),
         kind=command.kind,
@@ -72,11 +90,29 @@ def _new(core: Core, command: Create, plan: CreatePlan) -> Upload:
         metadata=command.metadata,
         concat=command.concat,
         parts=command.parts,
+        principal=None if principal is None else principal.id,
+        # Of other kinds, who sends the bytes says how many they may be.
+        max_size=principal.max_size if principal and command.kind is Kind.FINAL else None,
+        guarded=core.gate.guards(command.kind),
         created_at=now,
         active_at=now,
     )
-    upload = core.touched(replace(upload, id=UploadId(core.settings.new_id(upload))))
-    return replace(upload, storage=core.data.place(upload))
+    return core.touched(replace(upload, id=UploadId(core.settings.new_id(upload))))
+
+
+def _changed(core: Core, upload: Upload, changes: Changes) -> Upload:
+    """The upload as a hook wants it."""
+    limits = [n for n in (upload.max_size, changes.max_size) if n is not None]
+    upload = replace(
+        upload,
+        id=upload.id if changes.id is None else UploadId(changes.id),
+        name=changes.name,
+        max_size=min(limits, default=None),
+        expire_after=changes.expire_after,
+    )
+    if changes.metadata is not None:
+        upload = replace(upload, metadata=render_metadata(changes.metadata))
+    return core.touched(upload)
 
 
 async def _insert(core: Core, upload: Upload, *, lease: bool) -> Session | None:
@@ -162,8 +198,9 @@ async def _undo(core: Core, held: Session) -> None:
                 return
             held = Session(core, again)
         try:
-            # Another version: someone knew of it after all, and went on with it.
-            if held.upload.version == upload.version:
+            # Another version: someone knew of it after all, and went on with it. Gone: a hook ended
+            # it, and what it is called is not to be used again.
+            if held.upload.version == upload.version and not upload.gone:
                 # In this order: a record that stays must not speak of bytes that are gone.
                 await held.commit(
                     upload,

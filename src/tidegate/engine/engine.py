@@ -12,9 +12,11 @@ from msgspec.structs import replace
 from tidegate.clock import SystemClock
 from tidegate.engine.append import receive
 from tidegate.engine.check import Checked, Finding, check
-from tidegate.engine.concat import Assembler, free_parts
+from tidegate.engine.concat import Assembler
 from tidegate.engine.core import Core, Settings, locked, log, refusing
 from tidegate.engine.create import create
+from tidegate.engine.ending import end
+from tidegate.engine.gate import Gate
 from tidegate.engine.measured import measured_data, measured_metadata
 from tidegate.engine.outbox import Outbox
 from tidegate.engine.progress import Progress
@@ -45,8 +47,7 @@ from tidegate.protocol.commands import (
     Inspect,
     Terminate,
 )
-from tidegate.protocol.errors import Refusal
-from tidegate.protocol.lifecycle import Transition, advance
+from tidegate.protocol.errors import Denied, Refusal
 from tidegate.protocol.model import (
     STORED_EVENTS,
     EventType,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
     from types import TracebackType
 
+    from tidegate.hooks import Authorize, Hooks, UploadRequest
     from tidegate.ports import Body, Clock, Counts, DataStore, EventSink, MetadataStore, OpenFile
 
 WEEK = 7 * 86_400.0
@@ -106,6 +108,9 @@ class Engine:
         transport: Capability = Capability.NONE,
         sinks: Sequence[EventSink] = (),
         tells: Collection[EventType] = (),
+        authorize: Authorize | None = None,
+        hooks: Hooks | None = None,
+        owners: bool = True,
         clock: Clock | None = None,
         tending: bool = True,
         measures: Measures | None = None,
@@ -115,9 +120,9 @@ class Engine:
 
         `max_size` is in bytes, `expire_after` in seconds; None: no limit, never. Events of the
         types in `tells` are written for the sinks of other servers, beside those that `sinks` want.
-        Without `tending` nothing goes on behind the requests, and none are delivered: for a command
-        that does one thing and ends. `measures`
-        are those that somebody reads: with them the stores are measured, too.
+        Without `owners` whoever may come in may use every upload. Without `tending` nothing goes on
+        behind the requests, and no events are delivered: for a command that does one thing and
+        ends. `measures` are those that somebody reads: with them the stores are measured, too.
         """
         if measures is not None:
             data = measured_data(data, measures)
@@ -135,16 +140,25 @@ class Engine:
             max_size=min(limits, default=None),
             expire_after=expire_after if "expiration" in offered else None,
             downloads=downloads and Capability.READ in capabilities,
+            owners=owners,
+        )
+        settings = settings or Settings()
+        gate = Gate(
+            authorize,
+            hooks,
+            authorize_within=settings.authorize_within,
+            hook_within=settings.hook_within,
         )
         self._core = Core(
             data,
             metadata,
-            settings=settings or Settings(),
+            settings=settings,
             offer=offer,
             clock=clock or SystemClock(),
             tells=(STORED_EVENTS & frozenset(tells)).union(
                 *(STORED_EVENTS & sink.types for sink in sinks)
             ),
+            gate=gate,
             measures=measures,
         )
         self._assembler = Assembler(self._core)
@@ -160,10 +174,16 @@ class Engine:
         """What this server offers."""
         return self._core.offer
 
+    @property
+    def asks(self) -> bool:
+        """Whether someone decides about requests, so that `handle` needs to be given them."""
+        return self._core.gate.asks
+
     async def __aenter__(self) -> Self:
         """Open the stores. Raises DataError, MetadataError, in words for the operator."""
         core = self._core
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(core.gate.open())
             stack.push_async_callback(core.data.close)
             await core.data.open()
             stack.push_async_callback(core.metadata.close)
@@ -194,22 +214,35 @@ class Engine:
         """Stop what goes on behind the requests, sync what was acknowledged, close the stores."""
         await self._stack.aclose()
 
-    async def handle(self, command: Command, body: Body) -> Result:
-        """Carry out a command. Raises Refusal, and nothing else that is a client's business."""
+    async def handle(
+        self, command: Command, body: Body, request: UploadRequest | None = None
+    ) -> Result:
+        """Carry out a command. Raises Refusal, and nothing else that is a client's business.
+
+        `request` is what those see who decide: see `asks`.
+        """
         with refusing():
+            if isinstance(command, Discover):
+                return Discovered(self._core.offer)
+            decide.offered(command, self._core.offer)
+            if isinstance(command, Create):
+                request = await self._core.gate.admit(request, None)
+                return await create(self._core, self._assembler, command, body, request)
+            loaded = await self._core.load(command.id)
+            request = await self._core.gate.admit(
+                request, None if loaded is None else loaded.upload
+            )
             match command:
-                case Discover():
-                    return Discovered(self._core.offer)
-                case Create():
-                    return await create(self._core, self._assembler, command, body)
                 case Append():
-                    return await self._append(command, body)
+                    return await self._append(command, loaded, body, request)
                 case Inspect():
-                    return await self._inspect(command)
+                    return await self._inspect(command, loaded, request)
                 case Terminate():
-                    return await self._terminate(command)
+                    return await self._terminate(command, loaded, request)
                 case Download():
-                    return await self._download(command)
+                    return Readable(
+                        decide.download(self._core.case(command, _seen(loaded)[0], request))
+                    )
                 case _:
                     assert_never(command)
 
@@ -286,29 +319,33 @@ class Engine:
 
     # ------------------------------------------------------------------------------- commands
 
-    async def _append(self, command: Append, body: Body) -> Result:
+    async def _append(
+        self, command: Append, loaded: Loaded | None, body: Body, request: UploadRequest | None
+    ) -> Result:
         core = self._core
-        loaded = await core.load(command.id)
         # Only a request that would be accepted but for the writer at work may interrupt it.
         found, free = _seen(loaded)
         plan = decide.append(
             core.case(
                 command,
                 found,
+                request,
                 leased=free and not (found is not None and core.doubtful(found)),
             )
         )
         async with session(core, command.id) as held:
+            held.request = request
             upload = self._unexpired(held.upload, found)
-            plan = decide.append(core.case(command, upload))
+            plan = decide.append(core.case(command, upload, request))
             await receive(core, held, body, plan.payload, length=plan.length, room=plan.room)
             return Appended(held.upload)
 
-    async def _inspect(self, command: Inspect) -> Result:
+    async def _inspect(
+        self, command: Inspect, loaded: Loaded | None, request: UploadRequest | None
+    ) -> Result:
         core = self._core
-        loaded = await core.load(command.id)
         found, free = _seen(loaded)
-        upload = decide.inspect(core.case(command, found))
+        upload = decide.inspect(core.case(command, found, request))
         if upload.kind is Kind.FINAL and not upload.complete:
             if loaded is not None and loaded.hold is not Hold.HELD:
                 self._assembler.wake(upload.id)
@@ -318,19 +355,22 @@ class Engine:
         if upload.complete or checking or (free and not core.doubtful(upload)):
             return Inspected(upload)
         async with session(core, command.id) as held:
-            upload = decide.inspect(core.case(command, self._unexpired(held.upload, found)))
-            return Inspected(upload)
+            upload = self._unexpired(held.upload, found)
+            return Inspected(decide.inspect(core.case(command, upload, request)))
 
     def _unexpired(self, upload: Upload, found: Upload | None) -> Upload:
         """What kept an upload from expiring when it was found still does now that it is held."""
         due = upload.expires_at is not None and upload.expires_at <= self._core.clock.now()
         return replace(upload, expires_at=found.expires_at) if due and found is not None else upload
 
-    async def _terminate(self, command: Terminate) -> Result:
+    async def _terminate(
+        self, command: Terminate, loaded: Loaded | None, request: UploadRequest | None
+    ) -> Result:
         core = self._core
-        loaded = await core.load(command.id)
         found, _ = _seen(loaded)
-        decide.terminate(core.case(command, found))
+        await core.gate.before_terminate(
+            request, decide.terminate(core.case(command, found, request))
+        )
         grant = await acquire(core, command.id, core.settings.terminate_wait)
         if grant is None:
             # Its holder is alive and does not answer. The bytes need no lock to be deleted.
@@ -341,36 +381,11 @@ class Engine:
             grant = forced
         held = Session(core, grant)
         try:
-            upload = decide.terminate(core.case(command, self._unexpired(held.upload, found)))
-            gone = advance(upload, Transition.TERMINATE, core.clock.now())
-            await held.commit(
-                gone, events=core.events(EventType.TERMINATED, gone), durable=core.durable
-            )
-            await self._free(gone)
+            upload = self._unexpired(held.upload, found)
+            await end(core, held, decide.terminate(core.case(command, upload, request)))
         finally:
             await held.end()
         return Terminated()
-
-    async def _free(self, gone: Upload) -> None:
-        """Delete a terminated upload's bytes, unless a pending final needs them."""
-        core = self._core
-        core.unsynced.discard(gone.id)
-        if gone.kind is Kind.PARTIAL:
-            core.part_changed(gone.id)
-        try:
-            needed = gone.kind is Kind.PARTIAL and gone.whole
-            if not (needed and await core.metadata.pending_finals(gone.id)):
-                await core.data.delete(gone)
-                await free_parts(core, gone)
-        except (DataError, MetadataError) as error:
-            # It is gone for the client; the sweep deletes what is left with its tombstone.
-            log.error("upload %s: terminated, its bytes are still there: %s", gone.id, error)
-
-    async def _download(self, command: Download) -> Result:
-        core = self._core
-        loaded = await core.load(command.id)
-        upload = decide.download(core.case(command, _seen(loaded)[0]))
-        return Readable(upload)
 
     # ---------------------------------------------------------------------- behind the requests
 
@@ -378,7 +393,7 @@ class Engine:
         """Finish pending finals, and sweep, from time to time."""
         core = self._core
         look = core.clock.monotonic()
-        await self._take_over_unsynced()
+        await self._take_over()
         while True:
             try:
                 await self._assembler.wake_all()
@@ -392,23 +407,41 @@ class Engine:
             except (DataError, MetadataError) as error:
                 log.error("sweep: %s", error)
             await self._sync_all()
+            await self._complete_all()
             await anyio.sleep(core.settings.sweep_every)
 
     async def _sync_at_stop(self) -> None:
-        await self._take_over_unsynced()
+        await self._take_over()
         await self._sync_all()
 
-    async def _take_over_unsynced(self) -> None:
-        """What servers acknowledged that died before they synced it is for us to sync."""
+    async def _take_over(self) -> None:
+        """What servers acknowledged that died before they synced it is for us to sync, and what
+        they left whole for us to complete.
+        """
         core = self._core
-        if not core.durable:
-            return
         try:
             async for upload in core.metadata.uploads(state=State.RECEIVING):
-                if upload.offset > upload.synced_offset and not core.lost_power(upload):
-                    core.unsynced.add(upload.id)
+                if core.durable and upload.offset > upload.synced_offset:
+                    if not core.lost_power(upload):
+                        core.unsynced.add(upload.id)
+                elif upload.whole:
+                    core.put_off.add(upload.id)
         except MetadataError as error:
-            log.error("what other servers left unsynced is not known: %s", error)
+            log.error("what other servers left undone is not known: %s", error)
+
+    async def _complete_all(self) -> None:
+        """Ask hooks again that gave no answer when an upload was whole."""
+        core = self._core
+        for upload_id in list(core.put_off):
+            core.put_off.discard(upload_id)
+            try:
+                async with session(core, upload_id, ask=False):
+                    pass  # to hold it is to recover it, and so to complete it
+            except (UnknownUploadError, Denied):
+                continue
+            except (Refusal, DataError, MetadataError) as error:
+                core.put_off.add(upload_id)
+                log.warning("upload %s: not complete yet: %s", upload_id, error)
 
     async def _sync_all(self) -> None:
         """Sync what was acknowledged and is unfinished, so that a reboot loses little, a clean one

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tidegate.engine.core import Core
+    from tidegate.hooks import UploadRequest
     from tidegate.ports import Fence
     from tidegate.protocol.model import Event, Segment, Upload, UploadId
 
@@ -39,6 +40,8 @@ class Session:
             core.lost_power(grant.upload) or grant.boot_id not in ("", core.data.boot_id)
         )
         """Whether the machine went down since the last holder wrote: only what was synced counts."""
+        self.request: UploadRequest | None = None
+        """What brings the last byte, if anything does: for a hook to see."""
         self.released = False
         self.in_doubt = False
         """A commit was begun, and nobody knows whether it was done: touch no bytes."""
@@ -90,6 +93,18 @@ class Session:
     async def segments(self) -> list[Segment]:
         """The pieces that were committed. See ports.Fence."""
         return await self._core.metadata.segments(self.upload.id)
+
+    async def sync(self, upload: Upload) -> Upload:
+        """Make all of a whole upload survive a loss of power, where it does not yet; its record.
+
+        Raises SyncFailedError, and what the stores raise.
+        """
+        if not self._core.durable or not upload.boot_id:
+            return upload
+        await _sync(self._core, self, upload)
+        self._core.unsynced.discard(upload.id)
+        synced = replace(upload, synced_offset=upload.offset, boot_id="")
+        return await self.commit(synced, settled=False, durable=True)
 
     async def end(self) -> None:
         """Let the lease go, if it is still held."""

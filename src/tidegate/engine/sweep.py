@@ -11,8 +11,8 @@ import anyio
 import msgspec
 from msgspec.structs import replace
 
-from tidegate.engine.concat import free_parts
 from tidegate.engine.core import log
+from tidegate.engine.ending import free_parts
 from tidegate.engine.sessions import Session
 from tidegate.ports import (
     DataError,

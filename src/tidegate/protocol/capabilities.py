@@ -28,6 +28,8 @@ class Capability(enum.Flag):
     """Can append another upload's bytes without sending them through the client."""
     READ = enum.auto()
     """Can give the bytes back."""
+    PEEK = enum.auto()
+    """... also those of a whole upload before `finish`, to who holds it."""
     # Metadata stores
     EXPIRY = enum.auto()
     """Can find what has expired."""
@@ -91,3 +93,5 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     expire_after: float | None = None
     """Seconds without activity after which an unfinished upload is given up; None: never."""
     downloads: bool = True
+    owners: bool = True
+    """An upload that has an owner is there for its owner alone; False: for whoever may come in."""

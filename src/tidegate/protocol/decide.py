@@ -14,6 +14,7 @@ from tidegate.protocol.capabilities import Offer
 from tidegate.protocol.commands import (
     Append,
     Checksum,
+    Command,
     Create,
     Download,
     Inspect,
@@ -23,7 +24,7 @@ from tidegate.protocol.commands import (
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.fields import shown
 from tidegate.protocol.lifecycle import may_expire
-from tidegate.protocol.model import MAX_LENGTH, Kind, Upload, UploadId
+from tidegate.protocol.model import MAX_LENGTH, Kind, Principal, Upload, UploadId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +40,10 @@ class Case(msgspec.Struct, Generic[C], frozen=True, kw_only=True):
     """The record, or None where there is none."""
     parts: dict[UploadId, Upload] = {}
     """For a new final: the records of its parts, as far as they exist."""
+    principal: Principal | None = None
+    """Who asks; None where nobody is asked who they are."""
+    max_size: int | None = None
+    """What the upload may come to in bytes, by the word of a hook; None: it said nothing."""
     offer: Offer
     now: float
     leased: bool = True
@@ -50,6 +55,23 @@ class Case(msgspec.Struct, Generic[C], frozen=True, kw_only=True):
         if self.upload is None:
             raise AssertionError
         return self.upload
+
+    @property
+    def largest(self) -> int | None:
+        """What an upload whose length is not known yet may come to, in bytes; None: anything."""
+        principal = None if self.principal is None else self.principal.max_size
+        limits = (self.offer.max_size, principal, self.max_size)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def may_use(self, upload: Upload) -> bool:
+        """Whether an upload is there for who asks.
+
+        One without an owner was made when nobody was asked: whoever may come in may use it, as
+        before. Where nobody is asked any more, an owner's uploads are still nobody else's.
+        """
+        if upload.principal is None or not self.offer.owners:
+            return True
+        return self.principal is not None and self.principal.id == upload.principal
 
 
 class CreatePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,10 +94,25 @@ class AppendPlan(msgspec.Struct, frozen=True, kw_only=True):
     room: int | None
 
 
+def offered(command: Command, offer: Offer) -> None:
+    """Whether the method is one here: what can be told before anyone is asked; raises Refusal."""
+    match command:
+        case Create():
+            refusal = _creation_offered(offer)
+        case Terminate():
+            refusal = _termination_offered(offer)
+        case Download():
+            refusal = _downloads_offered(offer)
+        case _:
+            refusal = None
+    if refusal is not None:
+        raise refusal
+
+
 def create(case: Case[Create]) -> CreatePlan:
     """Decide on a new upload; raises Refusal."""
     _hold(case, CREATE)
-    command, offer = case.command, case.offer
+    command = case.command
     length = _final_length(case) if command.kind is Kind.FINAL else command.length
     return CreatePlan(
         length=length,
@@ -83,7 +120,7 @@ def create(case: Case[Create]) -> CreatePlan:
         # its creation without transferring data using PATCH requests."
         complete=length == 0 and command.kind is not Kind.FINAL,
         payload=command.payload,
-        room=offer.max_size if length is None else length,
+        room=case.largest if length is None else length,
     )
 
 
@@ -95,7 +132,7 @@ def append(case: Case[Append]) -> AppendPlan:
     _hold(case, APPEND)
     upload, command = case.known, case.command
     length = upload.length if upload.length is not None else command.length
-    limit = length if length is not None else case.offer.max_size
+    limit = length if length is not None else case.largest
     return AppendPlan(
         length=length,
         payload=command.payload,
@@ -122,6 +159,7 @@ def download(case: Case[Download]) -> Upload:
 
 
 def _hold(case: Case[C], preconditions: Sequence[Callable[[Case[C]], Refusal | None]]) -> None:
+    offered(case.command, case.offer)
     for precondition in preconditions:
         refusal = precondition(case)
         if refusal is not None:
@@ -139,6 +177,13 @@ def _well_formed(case: Case[C]) -> Refusal | None:
 # Forbidden status without the Upload-Offset header."
 def _exists(case: Case[C]) -> Refusal | None:
     if case.upload is None:
+        return Refusal(Code.NOT_FOUND, "there is no upload at this URL")
+    return None
+
+
+# To others than its owner an upload is not there, and nothing tells that it is.
+def _is_theirs(case: Case[C]) -> Refusal | None:
+    if not case.may_use(case.known):
         return Refusal(Code.NOT_FOUND, "there is no upload at this URL")
     return None
 
@@ -190,11 +235,9 @@ def unverifiable(checksum: Checksum, offer: Offer) -> Refusal | None:
     return None
 
 
-def _too_large(offer: Offer, size: int) -> Refusal | None:
-    if offer.max_size is not None and size > offer.max_size:
-        return Refusal(
-            Code.TOO_LARGE, f"{size} bytes; the largest upload here is {offer.max_size} bytes"
-        )
+def _too_large(largest: int | None, size: int) -> Refusal | None:
+    if largest is not None and size > largest:
+        return Refusal(Code.TOO_LARGE, f"{size} bytes; the largest upload here is {largest} bytes")
     return None
 
 
@@ -202,8 +245,8 @@ def _too_large(offer: Offer, size: int) -> Refusal | None:
 
 
 # "If the Server supports this extension, it MUST add creation to the Tus-Extension header."
-def _creation_offered(case: Case[Create]) -> Refusal | None:
-    if "creation" in case.offer.extensions:
+def _creation_offered(offer: Offer) -> Refusal | None:
+    if "creation" in offer.extensions:
         return None
     return Refusal(
         Code.METHOD_NOT_ALLOWED, "uploads are not created over HTTP here", allow=("OPTIONS",)
@@ -257,7 +300,7 @@ def _final_has_no_body(case: Case[Create]) -> Refusal | None:
 def _parts_are_partial(case: Case[Create]) -> Refusal | None:
     for number, part_id in enumerate(case.command.parts, 1):
         part = case.parts.get(part_id)
-        if part is None:
+        if part is None or not case.may_use(part):
             return Refusal(Code.NOT_FOUND, f"Upload-Concat: part {number} does not exist")
         if part.kind is not Kind.PARTIAL:
             return Refusal(
@@ -279,15 +322,15 @@ def _parts_are_partial(case: Case[Create]) -> Refusal | None:
 # "If the length of the upload exceeds the maximum, which MAY be specified using the Tus-Max-Size
 # header, the Server MUST respond with the 413 Request Entity Too Large status."
 def _creation_fits(case: Case[Create]) -> Refusal | None:
-    command, offer = case.command, case.offer
+    command, largest = case.command, case.largest
     if command.kind is Kind.FINAL:
         # What is known of the parts is the least that the whole can be.
         least = sum((case.parts[p].length or case.parts[p].offset) for p in command.parts)
         if least > MAX_LENGTH:
             return Refusal(Code.TOO_LARGE, "the parts are larger than 2^63-1 bytes together")
-        return _too_large(offer, least)
+        return _too_large(largest, least)
     if command.length is not None:
-        refusal = _too_large(offer, command.length)
+        refusal = _too_large(largest, command.length)
         if refusal is not None:
             return refusal
     sent = None if command.payload is None else command.payload.length
@@ -297,11 +340,10 @@ def _creation_fits(case: Case[Create]) -> Refusal | None:
         return Refusal(
             Code.TOO_LARGE, f"a body of {sent} bytes for an upload of {command.length} bytes"
         )
-    return _too_large(offer, sent)
+    return _too_large(largest, sent)
 
 
 CREATE: tuple[Callable[[Case[Create]], Refusal | None], ...] = (
-    _creation_offered,
     _well_formed,
     _extensions_offered,
     _one_length,
@@ -374,7 +416,7 @@ def _length_agrees(case: Case[Append]) -> Refusal | None:
             Code.BAD_LENGTH,
             f"Upload-Length: {command.length}; there are {command.offset} bytes already",
         )
-    return _too_large(case.offer, command.length)
+    return _too_large(case.largest, command.length)
 
 
 # "The new offset MUST be the sum of the offset before the PATCH request and the number of bytes
@@ -393,11 +435,13 @@ def _append_fits(case: Case[Append]) -> Refusal | None:
         )
     if stop > MAX_LENGTH:
         return Refusal(Code.TOO_LARGE, "an upload has at most 2^63-1 bytes")
-    return _too_large(case.offer, stop)
+    # A length that was accepted stays so, whoever goes on with the upload.
+    return _too_large(case.largest if upload.length is None else case.offer.max_size, stop)
 
 
 APPEND: tuple[Callable[[Case[Append]], Refusal | None], ...] = (
     _exists,
+    _is_theirs,
     _not_gone,
     _well_formed,
     _not_final,
@@ -413,23 +457,23 @@ APPEND: tuple[Callable[[Case[Append]], Refusal | None], ...] = (
 
 # "If this extension is supported by the Server, it MUST be announced by adding termination to the
 # Tus-Extension header."
-def _termination_offered(case: Case[Terminate]) -> Refusal | None:
-    if "termination" in case.offer.extensions:
+def _termination_offered(offer: Offer) -> Refusal | None:
+    if "termination" in offer.extensions:
         return None
     return Refusal(
         Code.METHOD_NOT_ALLOWED,
         "uploads are not terminated over HTTP here",
-        allow=_allowed(case.offer),
+        allow=_allowed(offer),
     )
 
 
-def _downloads_offered(case: Case[Download]) -> Refusal | None:
-    if case.offer.downloads:
+def _downloads_offered(offer: Offer) -> Refusal | None:
+    if offer.downloads:
         return None
     return Refusal(
         Code.METHOD_NOT_ALLOWED,
         "uploads are not read over HTTP here",
-        allow=_allowed(case.offer),
+        allow=_allowed(offer),
     )
 
 
@@ -447,16 +491,21 @@ def _complete(case: Case[Download]) -> Refusal | None:
     return Refusal(Code.UNFINISHED, "the upload is not complete; it can be read once it is")
 
 
-INSPECT: tuple[Callable[[Case[Inspect]], Refusal | None], ...] = (_exists, _not_gone, _well_formed)
-TERMINATE: tuple[Callable[[Case[Terminate]], Refusal | None], ...] = (
-    _termination_offered,
+INSPECT: tuple[Callable[[Case[Inspect]], Refusal | None], ...] = (
     _exists,
+    _is_theirs,
+    _not_gone,
+    _well_formed,
+)
+TERMINATE: tuple[Callable[[Case[Terminate]], Refusal | None], ...] = (
+    _exists,
+    _is_theirs,
     _not_gone,
     _well_formed,
 )
 DOWNLOAD: tuple[Callable[[Case[Download]], Refusal | None], ...] = (
-    _downloads_offered,
     _exists,
+    _is_theirs,
     _not_gone,
     _well_formed,
     _complete,

@@ -6,6 +6,8 @@ The message is for the person who wrote the client. It never carries what only t
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Mapping
 
 
 class Code(enum.Enum):
@@ -21,6 +23,8 @@ class Code(enum.Enum):
     NOT_OFFERED = "not_offered", 400
     FINAL_UPLOAD = "final_upload", 403
     UNFINISHED = "unfinished", 403
+    DENIED = "denied", 403
+    """An application's own refusal, which has a status of its own: see Denied."""
     NOT_FOUND = "not_found", 404
     METHOD_NOT_ALLOWED = "method_not_allowed", 405
     OFFSET_MISMATCH = "offset_mismatch", 409
@@ -82,3 +86,67 @@ class Refusal(Exception):
 
     def __repr__(self) -> str:
         return f"Refusal({self.code.label}, {self.message!r})"
+
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[ -~\t\x80-\xff]*[!-~\x80-\xff])?)?")
+_OURS = frozenset(
+    "connection content-length date keep-alive proxy-connection te tus-resumable tus-version"
+    " trailer transfer-encoding upgrade upload-length upload-offset vary".split()
+)
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class Denied(Refusal):
+    """A request that an application refuses, in its own words: what `authorize` and hooks raise.
+
+    `status` is of the 4xx or 5xx, or a redirect with a Location. Without a `body` the client gets
+    `message` as it gets every refusal, as text or as problem+json; with one, that body to the
+    letter. A 401 that brings no challenge gets the one for bearer tokens, since it must have one
+    (RFC 9110, 15.5.2). Raises ValueError for a status, a header or a body that is not to be sent.
+    """
+
+    def __init__(
+        self,
+        status: int = 403,
+        message: str = "the request is not allowed",
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | str | None = None,
+    ) -> None:
+        super().__init__(Code.DENIED, message)
+        given = {name.lower(): value for name, value in (headers or {}).items()}
+        if not 400 <= status <= 599 and not (status in _REDIRECTS and "location" in given):
+            raise ValueError(
+                f"a refusal with the status {status}: expected 400 to 599, or a redirect with a"
+                " Location"
+            )
+        for name, value in given.items():
+            _check_field(name, value)
+        if body is None and "content-type" in given:
+            raise ValueError("a Content-Type without a body: expected both, or neither")
+        if status == 401:
+            given.setdefault("www-authenticate", "Bearer")
+        self._status = status
+        self.headers = [(n.encode("ascii"), v.encode("latin-1")) for n, v in given.items()]
+        self.body = body.encode() if isinstance(body, str) else body
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that was given."""
+        return self._status
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it is about the request, rather than about who was to decide."""
+        return self._status < 500
+
+
+def _check_field(name: str, value: str) -> None:
+    # The value may be a secret (a cookie): it is not in the message.
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a header")
+    if name in _OURS or name.startswith("access-control-"):
+        raise ValueError(f"the header {name} is the server's to set")
+    if not _VALUE.fullmatch(value):
+        raise ValueError(f"the value of the header {name} has characters that no header has")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from email.utils import formatdate
 from urllib.parse import quote
 
@@ -95,6 +96,20 @@ def metadata(value: str) -> str:
         )
     metadata_pairs(value)
     return value
+
+
+def render_metadata(pairs: Mapping[str, bytes]) -> str:
+    """The Upload-Metadata value of some pairs; raises Refusal where one is not to be written so."""
+    for key in pairs:
+        # What `metadata_pairs` would take apart elsewhere, or a header can't hold.
+        if " " in key or "," in key or not key.isascii():
+            raise Refusal(Code.BAD_METADATA, f"Upload-Metadata: '{shown(key)}' can't be a key")
+    return metadata(
+        ",".join(
+            f"{key} {base64.b64encode(value).decode()}" if value else key
+            for key, value in pairs.items()
+        )
+    )
 
 
 def checksum(value: str) -> Checksum:

@@ -11,6 +11,9 @@ UploadId = NewType("UploadId", str)
 """The last segment of an upload's URL: URL-safe, at least 128 random bits unless an operator names
 uploads."""
 
+NOWHERE = UploadId("")
+"""What no upload is called: the id in a command whose path can name none."""
+
 MAX_LENGTH = 2**63 - 1
 """The largest length or offset, in bytes: what a signed 64-bit integer, and so every store, holds."""
 
@@ -78,6 +81,15 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the data store needs to find the bytes again. Opaque to everything else."""
     principal: str | None = None
     """Who created the upload; None where nobody is asked."""
+    name: str | None = None
+    """Where the finished bytes are to be found, below where the store keeps such: a relative path
+    that a hook gave; None: as the store names them."""
+    max_size: int | None = None
+    """What it may come to at most, beside the server's own limit: a hook's or a principal's word."""
+    expire_after: float | None = None
+    """Seconds without activity after which it is given up; None: the server's own time."""
+    guarded: bool = False
+    """A hook is asked before its completion: a server that has none leaves it unfinished."""
 
     created_at: float
     active_at: float
@@ -111,6 +123,24 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 GONE = frozenset({State.EXPIRED, State.TERMINATED, State.FAILED})
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """Who makes a request. Raises ValueError for what is none."""
+
+    id: str
+    """The same for all requests of one user, tenant or service: uploads belong to it."""
+    max_size: int | None = None
+    """The largest upload that it may make, in bytes; None: what the server allows."""
+    claims: dict[str, Any] = {}
+    """What else is known of it, for hooks; never stored, never logged."""
+
+    def __post_init__(self) -> None:
+        """Check what would do harm in a record or a comparison."""
+        if not self.id or not self.id.isprintable():
+            raise ValueError("a principal's id is empty, or has control characters")
+        if self.max_size is not None and self.max_size < 0:
+            raise ValueError(f"a principal's max_size is {self.max_size}: expected 0 or more bytes")
 
 
 class EventType(enum.StrEnum):

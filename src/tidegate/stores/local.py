@@ -62,7 +62,12 @@ class LocalStore:
     """
 
     capabilities = (
-        Capability.GROW | Capability.DISCARD | Capability.DELETE | Capability.COPY | Capability.READ
+        Capability.GROW
+        | Capability.DISCARD
+        | Capability.DELETE
+        | Capability.COPY
+        | Capability.READ
+        | Capability.PEEK
     )
     max_size: int | None = None
 

@@ -50,7 +50,12 @@ class MemoryStore:
     """
 
     capabilities = (
-        Capability.GROW | Capability.DISCARD | Capability.DELETE | Capability.COPY | Capability.READ
+        Capability.GROW
+        | Capability.DISCARD
+        | Capability.DELETE
+        | Capability.COPY
+        | Capability.READ
+        | Capability.PEEK
     )
     boot_id = ""
 

@@ -72,7 +72,7 @@ class Tree:
         name = naming.token(upload.id)
         return {
             "incoming": f"{INCOMING}/{naming.shard(name)}/{name}",
-            "finished": f"{FINISHED}/{self._template.render(upload)}",
+            "finished": f"{FINISHED}/{upload.name or self._template.render(upload)}",
         }
 
     def places(self, upload: Upload) -> Places:

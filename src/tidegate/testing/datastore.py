@@ -547,6 +547,22 @@ async def reads_ranges(store: DataStore) -> None:
 
 
 @_check
+async def reads_what_is_whole_and_not_finished(store: DataStore) -> None:
+    """What looks at bytes before they are complete reads them; also after a finish that nobody
+    committed, with the record of before it.
+    """
+    if not _can(store, Capability.READ, Capability.PEEK):
+        return
+    data = _pattern(2 * MIB + 17)
+    whole = await _append(store, _upload(store, "one", len(data)), data)
+    _same(await _read(store, whole, 0, len(data)), data, "the bytes before the finish")
+    _same(await _read(store, whole, MIB - 1, MIB + 1), data[MIB - 1 : MIB + 1], "two of them")
+    await store.finish(whole, _journal(store, whole), durable=True)
+    _same(await _read(store, whole, 0, len(data)), data, "the bytes, with the old record")
+    await _holds(store, whole, data)
+
+
+@_check
 async def reading_tells_of_missing_bytes(store: DataStore) -> None:
     """What is not there is told before the first chunk."""
     if not _can(store, Capability.READ):

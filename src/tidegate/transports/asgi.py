@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 
     from tidegate.events.callable import OnEvent
+    from tidegate.hooks import Authorize, Hooks
     from tidegate.measures import Measures
     from tidegate.ports import Body, Clock, DataStore, EventSink, MetadataStore
     from tidegate.transports.access import Line, Sent
@@ -69,6 +70,10 @@ class Tidegate:
     `on_event` is told of what happens to uploads: callables, which get a `Delivery` (a coroutine
     function on the event loop, any other in a thread), or sinks from `tidegate.events`. Each event
     is told at least once, those of one upload in order; what raises is told again.
+    `authorize` says whose a request is, or refuses it, and `hooks` decide at the turning points of
+    an upload: see `tidegate.hooks`. An upload is there for its owner alone. That holds also where
+    there is no `authorize` (any more): then those that have an owner are there for nobody. Without
+    `owners` nobody asks whose an upload is: whoever may come in may use it.
     `patience` is how long a client is waited for, `slots` is how many bodies are received at once.
 
     `measures` are counted for `monitoring`, an application of its own, to be mounted where only
@@ -95,6 +100,9 @@ class Tidegate:
         durability: Durability = Durability.COMPLETE,
         settings: Settings | None = None,
         on_event: Sequence[EventSink | OnEvent] = (),
+        authorize: Authorize | None = None,
+        hooks: Hooks | None = None,
+        owners: bool = True,
         accept_upgrade: bool = False,
         transport: Capability = Capability.NONE,
         patience: Patience = PATIENT,
@@ -116,6 +124,9 @@ class Tidegate:
             downloads=downloads,
             transport=transport,
             sinks=as_sinks(on_event),
+            authorize=authorize,
+            hooks=hooks,
+            owners=owners,
             clock=clock,
             measures=measures,
         )
@@ -259,6 +270,8 @@ class Tidegate:
             headers=headers,
             base_path=root_path.rstrip("/") + self.service.base_path,
             base_url=self.service.base_url(origin, root_path),
+            url=self.service.called(origin, _target(scope)),
+            client=origin.client,
             may_omit_length=scope.get("http_version", "1.1") not in ("1.0", "1.1"),
         )
         body = AsgiBody(receive, self.patience)
@@ -391,6 +404,13 @@ def _path(scope: Scope, root_path: str) -> str:
     if root and root in (head, unquote(head)):
         return "/" + "/".join(segments[depth:])
     return path
+
+
+def _target(scope: Scope) -> str:
+    """The path and the query as they were sent, as far as the server tells."""
+    path, query = scope.get("raw_path"), scope.get("query_string", b"")
+    target: str = path.decode("latin-1") if path else quote(scope["path"])
+    return f"{target.partition('?')[0]}?{query.decode('latin-1')}" if query else target
 
 
 def _why(error: Exception) -> str:

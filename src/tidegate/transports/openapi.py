@@ -34,7 +34,10 @@ HEADS: Final = {
     505: "Another version of HTTP",
 }
 """What comes of one whose head is not understood."""
-_NAMED: Final = (Code.NOT_FOUND, Code.GONE)
+_NAMED: Final = (Code.DENIED, Code.NOT_FOUND, Code.GONE)
+CHALLENGED: Final = 401
+"""The other status of a refusal by who is asked whether a request may come in. An application's own
+can be any of the 4xx and 5xx, which no document knows."""
 _HEADERS: Final = (Code.BAD_HEADER,)
 _BODY: Final = (
     *(Code.BAD_LENGTH, Code.BAD_CHECKSUM, Code.UNKNOWN_ALGORITHM, Code.NOT_OFFERED),
@@ -87,6 +90,7 @@ _RESPONSE: Final[dict[str, tuple[Schema, str]]] = {
     "Upload-Length": _REQUEST["Upload-Length"],
     "Upload-Defer-Length": _REQUEST["Upload-Defer-Length"],
     "Upload-Metadata": _REQUEST["Upload-Metadata"],
+    "WWW-Authenticate": (_TEXT, "How to say who asks"),
     "Upload-Concat": _REQUEST["Upload-Concat"],
     "Upload-Expires": (_TEXT, "When the upload is given up, unless somebody goes on with it"),
     "Retry-After": (_INTEGER, "Seconds after which to try again"),
@@ -278,18 +282,20 @@ def _responses(method: str) -> Schema:
     codes: dict[int, list[Code]] = {status: [] for status in HEADS}
     for code in (*ALWAYS, *REFUSALS[method]):
         codes.setdefault(code.status, []).append(code)
+    if Code.DENIED in REFUSALS[method]:
+        codes[CHALLENGED] = [Code.DENIED]
     for status, of_status in sorted(codes.items()):
         labels = ", ".join(f"`{code.label}`" for code in of_status)
         said = HEADS.get(status, phrase(status)) if not of_status else phrase(status)
         responses[str(status)] = {
             "description": f"{said}: {labels}" if labels else said,
-            "headers": _headers((), _of_refusal(of_status)),
+            "headers": _headers((), _of_refusal(of_status, status)),
             **({} if method == "HEAD" else {"content": _refusal(of_status)}),
         }
     return responses
 
 
-def _of_refusal(codes: Iterable[Code]) -> tuple[str, ...]:
+def _of_refusal(codes: Iterable[Code], status: int) -> tuple[str, ...]:
     more = {
         Code.UNSUPPORTED_VERSION: ("Tus-Version",),
         Code.OFFSET_MISMATCH: ("Upload-Offset",),
@@ -297,6 +303,8 @@ def _of_refusal(codes: Iterable[Code]) -> tuple[str, ...]:
         Code.RANGE_NOT_SATISFIABLE: ("Content-Range",),
     }
     found = [name for code in codes for name in more.get(code, ())]
+    if status == CHALLENGED:
+        found.append("WWW-Authenticate")
     return ("Tus-Resumable", "Retry-After", *found)
 
 

@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from tidegate.protocol.commands import Discover
+from tidegate.hooks import Headers, UploadRequest
+from tidegate.protocol.commands import Command, Discover
 from tidegate.protocol.dialects import downloads, tus1
 from tidegate.protocol.dialects.cors import Cors
 from tidegate.protocol.dialects.http import Header, Request
@@ -70,6 +71,12 @@ class Service:
         """Where a request came from, as far as the trusted proxies tell."""
         return self._proxies.origin(scheme, peer, headers)
 
+    def called(self, origin: Origin, target: str) -> str:
+        """The URL that was called, with a target (a path and a query) as it was sent."""
+        if target.startswith(("http://", "https://")):
+            return target
+        return f"{origin.scheme}://{origin.host or 'localhost'}{target}"
+
     def base_url(self, origin: Origin, root_path: str) -> str:
         """What Location begins with."""
         if self._public_url is not None:
@@ -106,7 +113,8 @@ class Service:
 
     async def _answer(self, request: Request, body: Body) -> Answer:
         command = tus1.parse(request)
-        result = await self.engine.handle(command, body)
+        asked = _asked(command, request) if self.engine.asks else None
+        result = await self.engine.handle(command, body, asked)
         if isinstance(result, Readable):
             reading = downloads.reading(result.upload, request)
             return Answer(
@@ -130,6 +138,19 @@ class Service:
             body=response.body,
             outcome=refusal.code.label,
         )
+
+
+def _asked(command: Command, request: Request) -> UploadRequest | None:
+    """The request as those see it who decide; "preflights carry no credentials" (Fetch, 4.8)."""
+    if isinstance(command, Discover):
+        return None
+    return UploadRequest(
+        command=command,
+        method=tus1.method(request),
+        url=request.url,
+        headers=Headers(request.headers),
+        client=request.client,
+    )
 
 
 def _encoded(path: str) -> str:

@@ -22,7 +22,7 @@ from tidegate.protocol.commands import (
 from tidegate.protocol.dialects import tus1
 from tidegate.protocol.dialects.http import Request
 from tidegate.protocol.errors import Code, Refusal
-from tidegate.protocol.model import Kind, UploadId
+from tidegate.protocol.model import NOWHERE, Kind, Principal, UploadId
 
 TUS: Headers = {"Tus-Resumable": "1.0.0"}
 STREAM: Headers = {"Content-Type": "application/offset+octet-stream"}
@@ -105,9 +105,9 @@ def test_other_methods(method: str, path: str, allow: tuple[str, ...]) -> None:
     ["a/b", "a/", "//", "/a", "%ff", "%00", "a%0d%0a", "%E2%80%AE", "a\x00", "a/../b"],
 )
 def test_a_path_that_can_name_no_upload(method: str, path: str) -> None:
-    with pytest.raises(Refusal, match="there is no upload at this URL") as caught:
-        tus1.parse(request(method, path, TUS))
-    assert caught.value.code is Code.NOT_FOUND
+    """That it names none is told after who asks is known: as of one that names one."""
+    command = tus1.parse(request(method, path, TUS))
+    assert getattr(command, "id", None) == NOWHERE
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,14 @@ def test_the_checksum_that_a_trailer_brought() -> None:
 
 def test_the_order_of_checks_from_the_method_to_the_last() -> None:
     """One request with everything wrong; each step mends what was refused."""
-    records = {"gone": None, "tide": upload(kind=Kind.FINAL), "a": upload()}
+    records = {
+        "a/b": None,
+        "gone": None,
+        "foreign": upload(principal="bob"),
+        "tide": upload(kind=Kind.FINAL),
+        "a": upload(principal="alice"),
+    }
+    alice = Principal(id="alice")
     headers: Headers = {
         "Upload-Offset": "x",
         "Upload-Length": "2000",
@@ -583,7 +590,11 @@ def test_the_order_of_checks_from_the_method_to_the_last() -> None:
         try:
             command = tus1.parse(request(method, path, headers))
             assert isinstance(command, Append)
-            decide.append(decide.Case(command=command, upload=records[path], offer=OFFER, now=NOW))
+            decide.append(
+                decide.Case(
+                    command=command, upload=records[path], principal=alice, offer=OFFER, now=NOW
+                )
+            )
         except Refusal as refusal:
             return refusal.code.label
         return "accepted"
@@ -593,6 +604,7 @@ def test_the_order_of_checks_from_the_method_to_the_last() -> None:
     headers["Tus-Resumable"] = "1.0.0"
     assert code("PATCH", "a/b") == "not_found"
     assert code("PATCH", "gone") == "not_found"
+    assert code("PATCH", "foreign") == "not_found"
     assert code("PATCH", "tide") == "unsupported_type"
     headers["Content-Type"] = tus1.OFFSET_STREAM
     assert code("PATCH", "tide") == "bad_header"

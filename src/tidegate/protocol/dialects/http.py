@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from tidegate.protocol.errors import Code, Refusal
+from tidegate.protocol.errors import Code, Denied, Refusal
 
 Header = tuple[bytes, bytes]
 
@@ -17,7 +17,11 @@ STATUS_PHRASES = {460: "Checksum Mismatch"}
 
 def phrase(status: int) -> str:
     """The reason phrase of a status, those of tus included."""
-    return STATUS_PHRASES.get(status) or HTTPStatus(status).phrase
+    try:
+        return STATUS_PHRASES.get(status) or HTTPStatus(status).phrase
+    except ValueError:
+        # An application's own: "A client SHOULD ignore the reason-phrase content" (RFC 9112, 4).
+        return "Refused"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +36,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """The path under which uploads live, with a slash at either end."""
     base_url: str = "/files/"
     """What Location begins with: `base_path`, after scheme and host unless relative."""
+    url: str = "/files/"
+    """What the client called, as far as we know: with scheme and host, the path and the query as
+    they were sent."""
+    client: str | None = None
+    """The address of the client, for those who decide, for logs and limits."""
     may_omit_length: bool = False
     """The protocol below has bodies without Content-Length or Transfer-Encoding (HTTP/2)."""
 
@@ -69,29 +78,23 @@ def header(name: bytes, value: str) -> Header:
 
 
 def refusal_response(refusal: Refusal, accept: str, headers: list[Header]) -> Response:
-    """A refusal as text/plain, or as problem+json (RFC 9457) where that was asked for."""
+    """A refusal as text/plain, or as problem+json (RFC 9457) where that was asked for; an
+    application's own as it wants to have it.
+    """
     headers = list(headers)
-    if "application/problem+json" in accept.lower():
-        content_type = "application/problem+json"
-        body = json.dumps(
-            {
-                "type": "about:blank",
-                "title": phrase(refusal.status),
-                "status": refusal.status,
-                "code": refusal.code.label,
-                "detail": refusal.message,
-            },
-            ensure_ascii=False,
-        )
-    else:
-        content_type = "text/plain; charset=utf-8"
-        body = refusal.message + "\n"
-    encoded = body.encode("utf-8", "replace")
+    if isinstance(refusal, Denied):
+        headers += refusal.headers
+    content_type, body = _words(refusal, accept)
+    headers.append(header(b"content-length", str(len(body))))
+    given = {name for name, _ in headers}
     headers += [
-        header(b"content-type", content_type),
-        header(b"content-length", str(len(encoded))),
-        header(b"cache-control", "no-store"),
-        header(b"x-content-type-options", "nosniff"),
+        field
+        for field in (
+            header(b"content-type", content_type),
+            header(b"cache-control", "no-store"),
+            header(b"x-content-type-options", "nosniff"),
+        )
+        if field[0] not in given
     ]
     if refusal.retry_after is not None:
         headers.append(header(b"retry-after", str(refusal.retry_after)))
@@ -99,4 +102,21 @@ def refusal_response(refusal: Refusal, accept: str, headers: list[Header]) -> Re
         headers.append(header(b"allow", ", ".join(refusal.allow)))
     if refusal.size is not None:
         headers.append(header(b"content-range", f"bytes */{refusal.size}"))
-    return Response(status=refusal.status, headers=headers, body=encoded)
+    return Response(status=refusal.status, headers=headers, body=body)
+
+
+def _words(refusal: Refusal, accept: str) -> tuple[str, bytes]:
+    """The body that tells of a refusal, and its type."""
+    if isinstance(refusal, Denied) and refusal.body is not None:
+        return "text/plain; charset=utf-8", refusal.body
+    if "application/problem+json" not in accept.lower():
+        return "text/plain; charset=utf-8", f"{refusal.message}\n".encode("utf-8", "replace")
+    problem = {
+        "type": "about:blank",
+        "title": phrase(refusal.status),
+        "status": refusal.status,
+        "code": refusal.code.label,
+        "detail": refusal.message,
+    }
+    text = json.dumps(problem, ensure_ascii=False)
+    return "application/problem+json", text.encode("utf-8", "replace")

@@ -19,7 +19,7 @@ from tidegate.protocol.commands import (
 from tidegate.protocol.dialects.http import Header, Request, Response, header, refusal_response
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.lifecycle import may_expire
-from tidegate.protocol.model import Kind, Upload, UploadId
+from tidegate.protocol.model import NOWHERE, Kind, Upload, UploadId
 from tidegate.protocol.results import (
     Appended,
     Created,
@@ -91,6 +91,8 @@ def parse(request: Request) -> Command:
 
     Raises the refusals that come before anyone is asked who the client is (method, version); what
     is wrong with the rest of the head is kept in the command, for `decide` to bring up in its turn.
+    A path that can name no upload is a command on NOWHERE, since that it names none is not for
+    everyone to know.
     """
     verb = method(request)
     allowed = ON_COLLECTION if request.path in _COLLECTION else ON_UPLOAD
@@ -106,9 +108,9 @@ def parse(request: Request) -> Command:
         return Discover()
     if verb in _VERSIONED:
         _check_version(request)
-    upload_id = _upload_id(request.path)
-    if upload_id is None:
+    if request.path in _COLLECTION:
         return _create(request)
+    upload_id = _upload_id(request.path) or NOWHERE
     if verb == "PATCH":
         return _append(request, upload_id)
     if verb == "HEAD":
@@ -117,18 +119,13 @@ def parse(request: Request) -> Command:
 
 
 def _upload_id(path: str) -> UploadId | None:
-    """The id that a path under the base names; None for the creation URL.
-
-    Raises Refusal for a path that can name no upload.
-    """
-    if path in _COLLECTION:
-        return None
+    """The id that a path under the base names; None where it can name no upload."""
     try:
         upload_id = unquote(path, errors="strict")
     except UnicodeDecodeError:
         upload_id = ""
     if not upload_id or "/" in path or not upload_id.isprintable():
-        raise Refusal(Code.NOT_FOUND, "there is no upload at this URL")
+        return None
     return UploadId(upload_id)
 
 
@@ -301,10 +298,7 @@ def _part(url: str, number: int, request: Request) -> UploadId:
         raise unknown from None
     # What the clients call, and what a proxy in front of us may have made of it.
     for base in (urlsplit(request.base_url).path, request.base_path):
-        try:
-            part = _upload_id(path.removeprefix(base)) if path.startswith(base) else None
-        except Refusal:
-            continue
+        part = _upload_id(path.removeprefix(base)) if path.startswith(base) else None
         if part is not None:
             return part
     raise unknown

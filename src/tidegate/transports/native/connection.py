@@ -332,6 +332,8 @@ class Connection(asyncio.Protocol):
             headers=head.headers,
             base_path=self._root_path + service.base_path,
             base_url=service.base_url(origin, self._root_path),
+            url=service.called(origin, head.target),
+            client=origin.client,
         )
         sent = await app.access.see_through(
             request,

@@ -1,0 +1,115 @@
+"""Bearer tokens that the operator writes down, each with the name of who has it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from tidegate.auth.bearer import TOKEN, bearer_token, invalid
+from tidegate.protocol.model import Principal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tidegate.hooks import Authorize, UploadRequest
+    from tidegate.protocol.model import Upload
+
+HASHED: Final = "sha256:"
+SHORTEST: Final = 16
+"""Characters: fewer can be guessed over a network, however they were made."""
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class TokenError(ValueError):
+    """A list of tokens that can't be used; in words for the operator, with no token in them."""
+
+
+class Tokens:
+    """Knows tokens by their digests. A request with one is made by the principal of its name.
+
+    Each line of `lines` is a name, white space, and a token, or `sha256:` and the token's digest in
+    hexadecimal; a name may have several tokens, so that they can be changed without a gap. Empty
+    lines and those that begin with # say nothing. Raises TokenError.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._known: dict[bytes, Principal] = {}
+        for number, line in enumerate(lines, 1):
+            words = line.split()
+            if not words or words[0].startswith("#"):
+                continue
+            if len(words) != 2:
+                raise TokenError(
+                    f"line {number} has {len(words)} words: expected a name and a token, or"
+                    f" {HASHED} and its digest"
+                )
+            digest = _digest(words[1], number)
+            if digest in self._known:
+                raise TokenError(f"line {number} has the token of another line")
+            try:
+                self._known[digest] = Principal(id=words[0])
+            except ValueError as error:
+                raise TokenError(f"line {number}: {error}") from None
+        if not self._known:
+            raise TokenError("there are no tokens in it: expected lines of a name and a token")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Those in a file; blocks. Raises TokenError."""
+        try:
+            text = Path(path).read_text("utf-8")
+        except OSError as error:
+            raise TokenError(f"cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise TokenError("is not text in UTF-8") from None
+        return cls(text.splitlines())
+
+    @classmethod
+    def from_environment(cls, name: str) -> Self:
+        """Those in a variable, one per line, or with commas between them. Raises TokenError."""
+        value = os.environ.get(name)
+        if not value:
+            raise TokenError("there is no such variable in the environment, or it is empty")
+        return cls(re.split(r"[\n,]", value))
+
+    def __call__(self, request: UploadRequest, upload: Upload | None) -> Principal:
+        """Who has the request's token. Raises Denied."""
+        del upload
+        presented = hashlib.sha256(bearer_token(request).encode("ascii")).digest()
+        found: Principal | None = None
+        # All of them, so that the time it takes tells nothing.
+        for digest, principal in self._known.items():
+            if hmac.compare_digest(digest, presented):
+                found = principal
+        if found is None:
+            raise invalid("it is not known here")
+        return found
+
+
+def _digest(text: str, number: int) -> bytes:
+    if text.startswith(HASHED):
+        digest = text.removeprefix(HASHED).lower()
+        if not _DIGEST.fullmatch(digest):
+            raise TokenError(f"line {number}: expected 64 hexadecimal digits after {HASHED}")
+        return bytes.fromhex(digest)
+    if not TOKEN.fullmatch(text):
+        raise TokenError(
+            f"line {number}: no client can send its token: expected letters, digits, . _ ~ + / -"
+            " and at the end ="
+        )
+    if len(text) < SHORTEST:
+        raise TokenError(
+            f"line {number}: its token has {len(text)} characters: expected {SHORTEST} or more,"
+            " as from `openssl rand -hex 32`"
+        )
+    return hashlib.sha256(text.encode("ascii")).digest()
+
+
+if TYPE_CHECKING:
+
+    def _guard(tokens: Tokens) -> Authorize:
+        return tokens
