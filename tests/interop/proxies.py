@@ -164,8 +164,11 @@ class Proxy:
         return command, [*command, "-t", "-q"]
 
     def _caddy(self, snippet: str, pem: Path) -> tuple[list[str], list[str]]:
-        site = f"http://:{self.port}, https://localhost:{self.tls_port} {{\n\ttls {pem} {pem}"
-        text = _once(snippet, "http://:80 {", site)
+        # One site can't be both, so both have the same in them.
+        text = _once(snippet, "http://:80 {", "(site) {")
+        text += f"http://:{self.port} {{\n\tbind 127.0.0.1\n\timport site\n}}\n"
+        text += f"https://localhost:{self.tls_port} {{\n\tbind 127.0.0.1\n\ttls {pem} {pem}\n"
+        text += "\timport site\n}\n"
         options = (
             f"{{\n\tadmin off\n\tauto_https disable_redirects\n\tstorage file_system {self._folder}"
         )
@@ -176,9 +179,7 @@ class Proxy:
         return [self._program, "run", *flags], [self._program, "validate", *flags]
 
     def _haproxy(self, snippet: str, pem: Path) -> tuple[list[str], list[str]]:
-        bind = (
-            f"bind 127.0.0.1:{self.port}\n    bind 127.0.0.1:{self.tls_port} ssl crt {pem}"
-        )
+        bind = f"bind 127.0.0.1:{self.port}\n    bind 127.0.0.1:{self.tls_port} ssl crt {pem}"
         config = self._folder / "haproxy.cfg"
         config.write_text(_once(snippet, "bind :80", bind))
         command = [self._program, "-db", "-f", str(config)]

@@ -8,6 +8,7 @@ import http.client
 import random
 import select
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -34,11 +35,11 @@ class Answer:
     """An answer, whole."""
 
     def __init__(self, connection: socket.socket, method: str) -> None:
-        response = http.client.HTTPResponse(connection, method=method)
-        response.begin()
-        self.status = response.status
-        self.headers = response.headers
-        self.body = response.read()
+        with http.client.HTTPResponse(connection, method=method) as response:
+            response.begin()
+            self.status = response.status
+            self.headers = response.headers
+            self.body = response.read()
 
     def __repr__(self) -> str:
         return f"{self.status} {dict(self.headers)} {self.body[:200]!r}"
@@ -84,19 +85,22 @@ class Cluster:
         connection.sendall(self.head("PATCH", path, fields))
         return connection
 
-    def arrived(self) -> int:
-        """Bytes that the servers have stored."""
-        incoming = self.data / "incoming"
-        return max((f.stat().st_size for f in incoming.rglob("*") if f.is_file()), default=0)
+    def wait_arrived(self, path: str, sent: int) -> None:
+        """Wait until the servers have stored so many bytes, but for the last few."""
 
-    def wait_arrived(self, sent: int) -> None:
-        """Wait until of so many bytes at most the last few are still on their way."""
-        wait_until(lambda: self.arrived() >= sent - WAKES - BETWEEN, self.story)
+        def arrived() -> int:
+            found = (self.data / "incoming").rglob(f"*{path.rpartition('/')[2]}*")
+            return max((file.stat().st_size for file in found), default=0)
+
+        wait_until(
+            lambda: arrived() >= sent - WAKES - BETWEEN,
+            lambda: f"{arrived()} of {sent} bytes arrived\n{self.story()}",
+        )
 
     def story(self) -> str:
         """What a failure has to tell."""
         tails = "\n".join(server.tail(20) for server in self.servers)
-        return f"arrived: {self.arrived()}\n{self.proxy.tail()}\n--- servers\n{tails}"
+        return f"{self.proxy.tail()}\n--- servers\n{tails}"
 
 
 @pytest.fixture(scope="session")
@@ -107,20 +111,24 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=KINDS, ids=[kind.name for kind in KINDS])
-def kind(request: pytest.FixtureRequest) -> Kind:
-    """Each of the proxies."""
-    found: Kind = request.param
-    return found
+@pytest.fixture(scope="module", params=KINDS, ids=[kind.name for kind in KINDS])
+def lasting(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pem: Path
+) -> Iterator[Cluster]:
+    """Three servers behind each of the proxies, for all tests that leave them running."""
+    with clustered(request.param, tmp_path_factory.mktemp("cluster"), pem) as cluster:
+        yield cluster
 
 
 @pytest.fixture
-def cluster(kind: Kind, tmp_path: Path, pem: Path) -> Iterator[Cluster]:
+def cluster(lasting: Cluster) -> Cluster:
+    """The same."""
+    return lasting
+
+
+@contextmanager
+def clustered(kind: Kind, folder: Path, pem: Path, *flags: str) -> Iterator[Cluster]:
     """Three servers behind a proxy."""
-    yield from _cluster(kind, tmp_path, pem)
-
-
-def _cluster(kind: Kind, folder: Path, pem: Path, *flags: str) -> Iterator[Cluster]:
     data, place = folder / "data", folder / "proxy"
     place.mkdir()
     flags = ("--behind-proxy", "127.0.0.1", "--shutdown-timeout", "1s", *flags)
@@ -141,7 +149,7 @@ def test_bytes_are_stored_while_more_are_being_sent(cluster: Cluster) -> None:
     path = cluster.create(len(content))
     with cluster.patching(path, len(content)) as connection:
         connection.sendall(content[: 4 * MIB])
-        cluster.wait_arrived(4 * MIB)
+        cluster.wait_arrived(path, 4 * MIB)
         connection.sendall(content[4 * MIB :])
         answer = Answer(connection, "PATCH")
     assert (answer.status, answer.headers["Upload-Offset"]) == (204, str(len(content)))
@@ -157,7 +165,7 @@ def test_a_chunked_body_is_stored_while_more_is_being_sent(cluster: Cluster) -> 
         connection.sendall(cluster.head("PATCH", path, fields))
         for _ in range(4):
             connection.sendall(b"%x\r\n%b\r\n" % (MIB, bytes(MIB)))
-        cluster.wait_arrived(4 * MIB)
+        cluster.wait_arrived(path, 4 * MIB)
         for _ in range(2):
             connection.sendall(b"%x\r\n%b\r\n" % (MIB, bytes(MIB)))
         connection.sendall(b"0\r\n\r\n")
@@ -171,7 +179,7 @@ def test_what_a_dropped_connection_sent_is_kept(cluster: Cluster) -> None:
     path = cluster.create(length)
     with cluster.patching(path, length) as connection:
         connection.sendall(bytes(4 * MIB))
-        cluster.wait_arrived(4 * MIB)
+        cluster.wait_arrived(path, 4 * MIB)
     told = cluster.ask("HEAD", path)
     assert told.status == 200, told
     offset = int(told.headers["Upload-Offset"])
@@ -185,7 +193,7 @@ def test_a_client_takes_over_from_its_own_hanging_connection(cluster: Cluster) -
     path = cluster.create(8 * MIB)
     with cluster.patching(path, 8 * MIB) as hanging:
         hanging.sendall(bytes(4 * MIB))
-        cluster.wait_arrived(4 * MIB)
+        cluster.wait_arrived(path, 4 * MIB)
         told = cluster.ask("HEAD", path)
         assert told.status == 200, told
         offset = int(told.headers["Upload-Offset"])
@@ -218,16 +226,17 @@ def _send_until_answered(connection: socket.socket, most: int) -> None:
             return  # what was said before that is still there to be read
 
 
-def test_it_is_known_who_asks_for_the_body(cluster: Cluster, kind: Kind) -> None:
+def test_it_is_known_who_asks_for_the_body(cluster: Cluster) -> None:
     """With `Expect`, a refusal comes through; which proxies say 100 before is written down."""
     path = cluster.create(MIB)
     fields = {"Content-Length": str(MIB), "Upload-Offset": "77", "Expect": "100-continue"}
     with cluster.proxy.connect() as connection:
         connection.sendall(cluster.head("PATCH", path, fields | STREAM))
         first = connection.recv(65536)
-        assert first.startswith(b"HTTP/1.1 100 " if kind.asks else b"HTTP/1.1 409 "), first
-        if kind.asks:
-            connection.sendall(bytes(MIB))
+        status = 100 if cluster.proxy.kind.asks else 409
+        assert first.startswith(f"HTTP/1.1 {status} ".encode()), first
+        if cluster.proxy.kind.asks:
+            _send_until_answered(connection, MIB)
             assert Answer(connection, "PATCH").status == 409
 
 
@@ -290,11 +299,11 @@ def test_a_long_head_passes(cluster: Cluster) -> None:
     assert whole.body == b"x" * count
 
 
-def test_which_proxies_pass_trailers_is_known(cluster: Cluster, kind: Kind) -> None:
+def test_which_proxies_pass_trailers_is_known(cluster: Cluster) -> None:
     """A checksum in the trailer: verified where it arrives, refused in words where it is lost."""
     path = cluster.create(5)
     answer = _with_trailer(cluster, path)
-    if kind.trailers:
+    if cluster.proxy.kind.trailers:
         assert (answer.status, answer.headers["Upload-Offset"]) == (204, "5"), answer
     else:
         assert answer.status == 400, answer
@@ -303,7 +312,7 @@ def test_which_proxies_pass_trailers_is_known(cluster: Cluster, kind: Kind) -> N
 
 def test_checksum_trailers_need_not_be_offered(tmp_path: Path, pem: Path) -> None:
     """Behind a proxy that loses them: clients are told by `--disable checksum-trailer`."""
-    for cluster in _cluster(NGINX, tmp_path, pem, "--disable", "checksum-trailer"):
+    with clustered(NGINX, tmp_path, pem, "--disable", "checksum-trailer") as cluster:
         extensions = cluster.ask("OPTIONS", "/files/").headers["Tus-Extension"].split(",")
         assert "checksum" in extensions
         assert "checksum-trailer" not in extensions
@@ -324,8 +333,16 @@ def _with_trailer(cluster: Cluster, path: str) -> Answer:
         return Answer(connection, "PATCH")
 
 
-def test_requests_go_to_any_server_also_when_one_is_gone(cluster: Cluster) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
+def test_requests_go_to_any_server_also_when_one_is_gone(
+    kind: Kind, tmp_path: Path, pem: Path
+) -> None:
     """No request needs the server that the one before it went to."""
+    with clustered(kind, tmp_path, pem) as cluster:
+        _upload_while_one_dies(cluster)
+
+
+def _upload_while_one_dies(cluster: Cluster) -> None:
     content = random.Random(2).randbytes(24 * 1000)
     path = cluster.create(len(content))
     for start in range(0, len(content), 1000):
