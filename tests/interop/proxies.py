@@ -167,7 +167,7 @@ class Proxy:
         # One site can't be both, so both have the same in them.
         text = _once(snippet, "http://:80 {", "(site) {")
         text += f"http://:{self.port} {{\n\tbind 127.0.0.1\n\timport site\n}}\n"
-        text += f"https://localhost:{self.tls_port} {{\n\tbind 127.0.0.1\n\ttls {pem} {pem}\n"
+        text += f"https://:{self.tls_port} {{\n\tbind 127.0.0.1\n\ttls {pem} {pem}\n"
         text += "\timport site\n}\n"
         options = (
             f"{{\n\tadmin off\n\tauto_https disable_redirects\n\tstorage file_system {self._folder}"
