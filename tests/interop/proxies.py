@@ -32,12 +32,13 @@ class Kind(NamedTuple):
     snippet: str
     trailers: bool
     """Whether the trailer of a request goes on to the server."""
-    asks: bool
-    """Whether it says `100 Continue` itself, before the server has made up its mind."""
+    asks: bool | None
+    """Whether it says `100 Continue` itself, before the server has made up its mind; None: it does,
+    when it is quicker than the server's answer."""
 
 
 NGINX = Kind("nginx", "nginx/tidegate.conf", trailers=False, asks=True)
-CADDY = Kind("caddy", "caddy/Caddyfile", trailers=False, asks=True)
+CADDY = Kind("caddy", "caddy/Caddyfile", trailers=False, asks=None)
 HAPROXY = Kind("haproxy", "haproxy/haproxy.cfg", trailers=True, asks=False)
 KINDS = (NGINX, CADDY, HAPROXY)
 
@@ -49,7 +50,7 @@ def program(name: str) -> str:
             return str(UNPACKED / folder / name)
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if found is None:
-        pytest.skip(f"{name} is not installed: run tests/interop/setup proxies")
+        pytest.skip(f"{name} is not installed: run tests/interop/setup")
     return found
 
 

@@ -25,6 +25,7 @@ MIB = 1024 * 1024
 HOST = "uploads.example.org:8443"
 HEAD = {"Host": HOST, "Tus-Resumable": "1.0.0"}
 STREAM = {"Content-Type": "application/offset+octet-stream"}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n"
 WAKES = 128 * 1024
 """Bytes that the server may let stand in a socket before it looks (DESIGN: SO_RCVLOWAT)."""
 BETWEEN = 512 * 1024
@@ -54,7 +55,7 @@ class Cluster:
         self.data = data
 
     def head(self, method: str, path: str, fields: Mapping[str, str]) -> bytes:
-        lines = [f"{method} {path} HTTP/1.1", *(f"{k}: {v}" for k, v in (HEAD | fields).items())]
+        lines = [f"{method} {path} HTTP/1.1", *(f"{k}: {v}" for k, v in {**HEAD, **fields}.items())]
         return "\r\n".join([*lines, "", ""]).encode()
 
     def ask(
@@ -232,12 +233,12 @@ def test_it_is_known_who_asks_for_the_body(cluster: Cluster) -> None:
     fields = {"Content-Length": str(MIB), "Upload-Offset": "77", "Expect": "100-continue"}
     with cluster.proxy.connect() as connection:
         connection.sendall(cluster.head("PATCH", path, fields | STREAM))
-        first = connection.recv(65536)
-        status = 100 if cluster.proxy.kind.asks else 409
-        assert first.startswith(f"HTTP/1.1 {status} ".encode()), first
-        if cluster.proxy.kind.asks:
+        asked = _asked_for(connection)
+        if cluster.proxy.kind.asks is not None:
+            assert asked is cluster.proxy.kind.asks
+        if asked:
             _send_until_answered(connection, MIB)
-            assert Answer(connection, "PATCH").status == 409
+        assert Answer(connection, "PATCH").status == 409
 
 
 def test_a_body_that_is_asked_for_arrives(cluster: Cluster) -> None:
@@ -246,13 +247,25 @@ def test_a_body_that_is_asked_for_arrives(cluster: Cluster) -> None:
     fields = {"Content-Length": str(MIB), "Upload-Offset": "0", "Expect": "100-continue"}
     with cluster.proxy.connect() as connection:
         connection.sendall(cluster.head("PATCH", path, fields | STREAM))
-        assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+        assert _asked_for(connection)
         connection.sendall(bytes(MIB))
         assert Answer(connection, "PATCH").status == 204
 
 
+def _asked_for(connection: socket.socket) -> bool:
+    """Whether 100 comes first; it is read, and not a byte of what stands behind it."""
+    start = connection.recv(len(CONTINUE), socket.MSG_PEEK | socket.MSG_WAITALL)
+    if start != CONTINUE:
+        assert start.startswith(b"HTTP/1.1 "), start
+        return False
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += connection.recv(1)
+    return True
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
-def test_location_is_what_the_client_called(cluster: Cluster, tls: bool) -> None:  # noqa: FBT001
+def test_location_is_what_the_client_called(cluster: Cluster, tls: bool) -> None:
     """Scheme, host and port are the proxy's, whatever a client says in the proxy's name."""
     lies = {
         "Forwarded": "for=203.0.113.9;host=evil.example;proto=ftp",
@@ -319,7 +332,7 @@ def test_checksum_trailers_need_not_be_offered(tmp_path: Path, pem: Path) -> Non
 
 
 def _with_trailer(cluster: Cluster, path: str) -> Answer:
-    digest = base64.b64encode(hashlib.sha1(b"tidal").digest()).decode()  # noqa: S324
+    digest = base64.b64encode(hashlib.sha1(b"tidal").digest()).decode()
     fields = {
         "Transfer-Encoding": "chunked",
         "Trailer": "Upload-Checksum",
