@@ -135,7 +135,7 @@ def test_what_compose_needs_is_there() -> None:
     found = compose()
     services = found["services"]
     for service in services.values():
-        assert set(service["depends_on"] if "depends_on" in service else ()) <= set(services)
+        assert set(service.get("depends_on", ())) <= set(services)
         for volume in service.get("volumes", ()):
             source = volume.partition(":")[0]
             known = source in found["volumes"]
