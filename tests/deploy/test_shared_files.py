@@ -13,6 +13,8 @@ import pytest
 from tests.support.exchange import AsgiClient
 
 from tidegate.asgi import Tidegate
+from tidegate.cli import shared
+from tidegate.config import Config
 from tidegate.engine.core import Settings
 from tidegate.metadata.redis import RedisMetadataStore
 from tidegate.ports import Durability
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.valkey import Valkey
-
-pytestmark = pytest.mark.anyio
 
 
 class OtherMachine(LocalStore):
@@ -57,6 +57,7 @@ async def machines(
         yield AsgiClient(apps[0]), AsgiClient(apps[1])
 
 
+@pytest.mark.anyio
 async def test_what_was_acknowledged_stays_when_another_machine_goes_on(
     valkey: Valkey, tmp_path: Path
 ) -> None:
@@ -70,6 +71,7 @@ async def test_what_was_acknowledged_stays_when_another_machine_goes_on(
         assert await other.content(path) == b"0002040608"
 
 
+@pytest.mark.anyio
 async def test_why_the_default_will_not_do(valkey: Valkey, tmp_path: Path) -> None:
     """Without it, what is not synced yet counts only where it was written.
 
@@ -82,3 +84,29 @@ async def test_why_the_default_will_not_do(valkey: Valkey, tmp_path: Path) -> No
         assert await other.offset(path) == 0
         assert (await other.patch(path, 0, b"0123456789")).status == 204
         assert await one.content(path) == b"0123456789"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "durability", "mount", "warned"),
+    [
+        ("redis://127.0.0.1", Durability.COMPLETE, "nfs4", True),
+        ("redis://127.0.0.1", Durability.NONE, "ceph", True),
+        ("redis://127.0.0.1", Durability.ACK, "nfs4", False),
+        ("redis://127.0.0.1", Durability.COMPLETE, "ext4", False),
+        ("sqlite:/elsewhere/tidegate.db", Durability.COMPLETE, "nfs4", False),
+    ],
+)
+def test_a_server_warns_of_a_folder_that_may_be_shared(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    metadata: str,
+    durability: Durability,
+    mount: str,
+    warned: bool,
+) -> None:
+    """By what the system says is mounted there."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"29 1 0:25 / {tmp_path} rw - {mount} host:/export rw\n")
+    data = str(tmp_path / "data")
+    shared.warn(Config(data=data, metadata=metadata, durability=durability), str(mounts))
+    assert ("--durability ack" in caplog.text) is warned

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from cyclopts import Parameter
 
 from tidegate import __version__, registry
-from tidegate.cli import auth, descriptors, listen, logs, notify, server, workers
+from tidegate.cli import auth, descriptors, listen, logs, notify, server, shared, workers
 from tidegate.cli.errors import Failure
 from tidegate.cli.lines import Handler
 from tidegate.config import PROCESS, Config, ConfigError
@@ -46,6 +46,7 @@ def serve(
     """
     del config  # read with the other sources of settings
     lines = logs.configure(settings.log_level, settings.log_format)
+    shared.warn(settings)
     tls = listen.tls_context(settings)
     app = _app(settings, lines)
     with (
