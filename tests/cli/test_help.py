@@ -52,6 +52,19 @@ What is kept where
   --file-name NAME         Of finished files: {year}/{id}{ext} [{shard}/{id}]
   --durability MODE        Survives a power cut: complete, ack, none [complete]
 
+Data in S3 (credentials: as for the AWS SDKs)
+  --s3-endpoint URL        Address of the service, where it is not AWS
+  --s3-region NAME         Where the bucket is
+  --s3-path-style          Bucket in the path, not in the host's name [off]
+  --s3-part-size SIZE      Of parts; larger where it must be [8MiB]
+  --s3-uniform-parts       Parts of one size only, as R2 wants them [off]
+  --s3-memory SIZE         For parts, per process, all uploads together [256MiB]
+  --s3-concurrency N       Parts of one upload sent at once [4]
+  --s3-checksum NAME       Of what is sent: sha256, md5 or none [sha256]
+  --s3-encryption NAME     AES256, aws:kms or aws:kms:KEY
+  --s3-storage-class NAME  Of finished objects
+  --s3-redirect-downloads  Send a GET on to the bucket, by a signed link [off]
+
 What is allowed
   --max-size SIZE          Largest upload, as 10GiB or 500MB [unlimited]
   --max-unfinished SIZE    All unfinished uploads together [unlimited]
@@ -83,19 +96,6 @@ What operators see
   --log-level LEVEL        debug, info, warning or error [info]
   --log-format FORMAT      console or json [console]
   --log-metadata           Log what clients say of their files, as names [off]
-
-Data in S3 (credentials: as for the AWS SDKs)
-  --s3-endpoint URL        Address of the service, where it is not AWS
-  --s3-region NAME         Where the bucket is
-  --s3-path-style          Bucket in the path, not in the host's name [off]
-  --s3-part-size SIZE      Of parts; larger where it must be [8MiB]
-  --s3-uniform-parts       Parts of one size only, as R2 wants them [off]
-  --s3-memory SIZE         For parts, per process, all uploads together [256MiB]
-  --s3-concurrency N       Parts of one upload sent at once [4]
-  --s3-checksum NAME       Of what is sent: sha256, md5 or none [sha256]
-  --s3-encryption NAME     AES256, aws:kms or aws:kms:KEY
-  --s3-storage-class NAME  Of finished objects
-  --s3-redirect-downloads  Send a GET on to the bucket, by a signed link [off]
 
 The process
   --transport NAME         How bytes come in: native or asgi [native]
