@@ -105,6 +105,7 @@ def test_an_application_is_tested_as_shown() -> None:
 
 TELL = """
 import asyncio, httpx
+from tidegate.testing import told
 
 async def use():
     transport = httpx.ASGITransport(uploads)
@@ -112,8 +113,7 @@ async def use():
         headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5"}
         headers |= {"Content-Type": "application/offset+octet-stream"}
         await client.post("http://host/", headers=headers, content=b"tidal")
-        while (await uploads.engine._core.metadata.counts()).pending_events:
-            await asyncio.sleep(0.01)
+        await told(uploads)
 
 asyncio.run(use())
 """

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from litestar import Litestar, Router
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 from tests.support.exchange import STREAM, TUS, AsgiClient
 from tests.support.serving import in_memory
@@ -118,6 +119,33 @@ async def test_location_as_the_proxy_tells(framework: str) -> None:
     ):
         created = await client.post(f"{server.url}up/files/", headers={"Upload-Length": "5"})
     assert created.headers["Location"].startswith("https://uploads.example/app/up/files/")
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_cors_by_the_framework_or_by_tidegate(own: bool) -> None:
+    """One of them, so that each field is there once."""
+    origin = "https://page.example"
+    uploads = in_memory(cors_origins=[origin] if own else [])
+    app: Any = Starlette(routes=[Mount("/files", uploads)])
+    if not own:
+        app = CORSMiddleware(
+            app, [origin], allow_methods=["*"], allow_headers=["*"], expose_headers=["Location"]
+        )
+    async with uploads:
+        client = AsgiClient(app)
+        page = [("Origin", origin)]
+        asked = [*page, ("Access-Control-Request-Method", "POST")]
+        asked.append(("Access-Control-Request-Headers", "upload-length"))
+        preflight = await client.request("OPTIONS", "/files/", asked)
+        created = await client.request(
+            "POST", "/files/", [*page, *TUS.items(), ("Upload-Length", "5")]
+        )
+        refused = await client.request("POST", "/files/", [*page, *TUS.items()])
+    assert (created.status, refused.status) == (201, 400)
+    for reply in (preflight, created, refused):
+        assert reply.all("Access-Control-Allow-Origin") == [origin]
+    assert "upload-length" in preflight["Access-Control-Allow-Headers"].lower()
+    assert "Location" in created["Access-Control-Expose-Headers"]
 
 
 async def lifespan(app: Any) -> list[dict[str, Any]]:

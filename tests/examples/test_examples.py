@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +65,25 @@ def test_the_docstring_says_how_it_is_started(example: Example) -> None:
     text = (ROOT / "examples" / f"{example.name}_app.py").read_text()
     assert f"\n    uvicorn --http h11 {example.application}\n" in text
     assert f"/{example.mounted.strip('/')} with it" in text
+
+
+def test_the_readme_uploads_as_shown(tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "README.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert f"    uvicorn --http h11 {Example('fastapi', tmp_path).application}\n" in text
+    (tmp_path / "film.mp4").write_bytes(CONTENT)
+    with Example("fastapi", tmp_path / "uploads") as server:
+        code = code.replace("http://127.0.0.1:8000", server.url)
+        said = subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            cwd=tmp_path,
+            timeout=60,
+            capture_output=True,
+            text=True,
+        )
+        user = server.sign_in("alice")
+        assert httpx.get(said.stdout.strip(), headers=user).content == CONTENT
 
 
 def test_an_upload_from_sign_in_to_my_files(example: Example) -> None:
