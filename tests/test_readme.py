@@ -27,9 +27,15 @@ def blocks(language: str) -> list[str]:
     return [text for name, text in BLOCKS if name == language]
 
 
+def block(word: str) -> str:
+    """The one block of Python that has a word."""
+    (found,) = [text for text in blocks("python") if word in text]
+    return found
+
+
 def test_the_blocks_are_found() -> None:
     counts = {name: len(blocks(name)) for name in ("sh", "toml", "python", "json")}
-    assert counts == {"sh": 2, "toml": 3, "python": 4, "json": 1}
+    assert counts == {"sh": 2, "toml": 3, "python": 7, "json": 1}
 
 
 @pytest.mark.parametrize("command", blocks("sh"))
@@ -45,12 +51,12 @@ def test_the_settings_exist(settings: str) -> None:
 
 def test_a_store_is_checked_as_shown() -> None:
     """The block on writing a store, in an interpreter of its own."""
-    subprocess.run([sys.executable, "-c", blocks("python")[3]], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", block("check_data_store")], check=True, timeout=60)
 
 
 def test_listeners_are_told_as_shown() -> None:
     """The block on events, and an upload: of one listener all, of the other its completion."""
-    code = blocks("python")[2] + TELL
+    code = block("CallableSink") + TELL
     said = subprocess.run(
         [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
     )
@@ -77,12 +83,29 @@ def test_an_event_looks_as_shown() -> None:
 
 def test_an_application_is_mounted_as_shown(tmp_path: Path) -> None:
     """The block on mounting, and an upload to it."""
-    code = blocks("python")[0] + USE
+    code = block("FastAPI") + USE
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=tmp_path)
+
+
+def test_litestar_mounts_as_shown(tmp_path: Path) -> None:
+    code = block("Litestar") + USE.replace("app.router.lifespan_context(app)", "app.lifespan()")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=tmp_path)
+
+
+def test_django_dispatches_as_shown(tmp_path: Path) -> None:
+    """The block on Django, with settings around it: who is not signed in uploads nothing."""
+    code = SETTINGS + block("get_asgi_application") + DISPATCHED
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=tmp_path)
+
+
+def test_an_application_is_tested_as_shown() -> None:
+    code = block("served") + "\nimport anyio\nanyio.run(test_an_upload)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 TELL = """
 import asyncio, httpx
+from tidegate.testing import told
 
 async def use():
     transport = httpx.ASGITransport(uploads)
@@ -90,8 +113,7 @@ async def use():
         headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5"}
         headers |= {"Content-Type": "application/offset+octet-stream"}
         await client.post("http://host/", headers=headers, content=b"tidal")
-        while (await uploads.engine._core.metadata.counts()).pending_events:
-            await asyncio.sleep(0.01)
+        await told(uploads)
 
 asyncio.run(use())
 """
@@ -113,9 +135,39 @@ asyncio.run(use())
 """
 
 
+SETTINGS = """
+from django.conf import settings
+
+settings.configure(
+    SECRET_KEY="x" * 50,
+    ALLOWED_HOSTS=["*"],
+    ROOT_URLCONF="urls",
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
+    SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
+)
+import sys, types
+sys.modules["urls"] = types.ModuleType("urls")
+sys.modules["urls"].urlpatterns = []
+"""
+
+DISPATCHED = """
+import asyncio, httpx
+
+async def use():
+    transport = httpx.ASGITransport(application)
+    async with uploads, httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+        headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5"}
+        refused = await client.post("/files/", headers=headers)
+        assert (refused.status_code, refused.text) == (401, "sign in first\\n"), refused.text
+        assert (await client.get("/elsewhere")).status_code == 404
+
+asyncio.run(use())
+"""
+
+
 def test_who_may_upload_is_decided_as_shown() -> None:
     """The block on authorisation and hooks, and uploads that each of them is asked about."""
-    code = blocks("python")[1] + DECIDED
+    code = block("before_create") + DECIDED
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

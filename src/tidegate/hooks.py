@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
@@ -114,6 +114,9 @@ class UploadRequest(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers
     client: str | None
     """Its address."""
+    scope: Mapping[str, Any] = {}
+    """What the ASGI server and an application's middleware know of it: `scope["session"]`,
+    `scope["user"]`. To be read only; empty under `tidegate serve --transport native`."""
     principal: Principal | None = None
     """Who makes it, once `authorize` said so."""
 

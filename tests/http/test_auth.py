@@ -294,7 +294,7 @@ async def test_an_authoriser_that_breaks_lets_nobody_in(
     assert any("in the application" in (record.exc_text or "") for record in logged)
 
 
-async def test_what_is_seen_of_a_request(serve: Serve) -> None:
+async def test_what_is_seen_of_a_request(serve: Serve, combination: tuple[str, str]) -> None:
     seen: list[UploadRequest] = []
 
     def authorize(request: UploadRequest, _upload: Upload | None) -> Principal:
@@ -312,6 +312,8 @@ async def test_what_is_seen_of_a_request(serve: Serve) -> None:
     assert (first.path, first.method, first.action) == ("/files/a%2Fb", "HEAD", Action.INSPECT)
     assert (first.client, first.headers["X-A"]) == ("127.0.0.1", "1, 2")
     assert (second.method, second.action) == ("PATCH", Action.APPEND)
+    found = {} if combination[0] == "native" else {"method": "POST"}
+    assert {key: second.scope[key] for key in second.scope if key == "method"} == found
 
 
 # --------------------------------------------------------------------------------- others' words

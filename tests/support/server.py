@@ -39,6 +39,7 @@ class ServerProcess:
         flags: more flags for the command, after `--port` and `--data`.
         env: environment variables to add.
         command: the server's command, up to its flags.
+        announcement: finds the address in what the server says.
         start_timeout: seconds until the address must have been announced.
         stop_timeout: seconds that a graceful stop may take.
     """
@@ -49,6 +50,7 @@ class ServerProcess:
         *flags: str,
         env: Mapping[str, str] | None = None,
         command: Sequence[str] = TIDEGATE,
+        announcement: re.Pattern[str] = ANNOUNCEMENT,
         start_timeout: float = 20.0,
         stop_timeout: float = 20.0,
     ) -> None:
@@ -56,6 +58,7 @@ class ServerProcess:
         self.flags = flags
         self.env = dict(env or {})
         self.command = command
+        self.announcement = announcement
         self.start_timeout = start_timeout
         self.stop_timeout = stop_timeout
         self.port = 0
@@ -185,7 +188,7 @@ class ServerProcess:
         try:
             for line in process.stdout:
                 self._log.append(line)
-                if not self._ready and (found := ANNOUNCEMENT.search(line)):
+                if not self._ready and (found := self.announcement.search(line)):
                     self._url = found[0]
                     self.port = urlsplit(self._url).port or 0
                     self._ready = True

@@ -17,6 +17,7 @@ from tidegate.ports import DataError, MetadataError
 from tidegate.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
     from pathlib import Path
 
     from tidegate.asgi import Tidegate
@@ -50,12 +51,12 @@ class Lifespan:
     """A server's side of the lifespan protocol."""
 
     def __init__(self, app: Tidegate) -> None:
-        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._incoming: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
         scope = {"type": "lifespan", "asgi": {"version": "3.0"}}
         self.task = asyncio.create_task(app(scope, self._incoming.get, self._outgoing.put))
 
-    async def say(self, what: str) -> dict[str, Any]:
+    async def say(self, what: str) -> MutableMapping[str, Any]:
         self._incoming.put_nowait({"type": f"lifespan.{what}"})
         async with asyncio.timeout(10):
             return await self._outgoing.get()
@@ -215,12 +216,12 @@ async def test_what_is_wrong_with_the_settings_is_said_at_once() -> None:
 
 
 async def test_a_websocket_is_turned_away() -> None:
-    sent: list[dict[str, Any]] = []
+    sent: list[MutableMapping[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         return {"type": "websocket.connect"}
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
     await tidegate()({"type": "websocket", "path": "/files/", "headers": []}, receive, send)

@@ -1,6 +1,7 @@
-"""Public checks that any DataStore or MetadataStore can be run through, and a clock to test with.
+"""For tests: a server in memory, a clock, and checks that any store can be run through.
 
-No test runner is needed: a check is an async function that raises AssertionError.
+No test runner is needed: a server is an async context manager, a check an async function that
+raises AssertionError.
 """
 
 from tidegate.testing.clock import FakeClock
@@ -10,12 +11,16 @@ from tidegate.testing.metadata import (
     SHARED_METADATA_STORE_CHECKS,
     check_metadata_store,
 )
+from tidegate.testing.server import Server, served, told
 
 __all__ = [
     "DATA_STORE_CHECKS",
     "METADATA_STORE_CHECKS",
     "SHARED_METADATA_STORE_CHECKS",
     "FakeClock",
+    "Server",
     "check_data_store",
     "check_metadata_store",
+    "served",
+    "told",
 ]

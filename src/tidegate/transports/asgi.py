@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from tidegate.transports.access import Line, Sent
 
     Scope = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[dict[str, Any]]]
-    Send = Callable[[dict[str, Any]], Awaitable[None]]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Give(Protocol):
@@ -272,6 +272,7 @@ class Tidegate:
             base_url=self.service.base_url(origin, root_path),
             url=self.service.called(origin, _target(scope)),
             client=origin.client,
+            scope=scope,
             may_omit_length=scope.get("http_version", "1.1") not in ("1.0", "1.1"),
         )
         body = AsgiBody(receive, self.patience)

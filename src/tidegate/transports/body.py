@@ -11,7 +11,7 @@ import msgspec
 from tidegate.ports import BodyEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, MutableMapping
 
     from tidegate.ports import Body, Sink
     from tidegate.protocol.commands import Checksum
@@ -46,7 +46,9 @@ class AsgiBody:
     """
 
     def __init__(
-        self, receive: Callable[[], Awaitable[dict[str, Any]]], patience: Patience = PATIENT
+        self,
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        patience: Patience = PATIENT,
     ) -> None:
         self._receive = receive
         self._patience = patience

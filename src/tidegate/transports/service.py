@@ -161,6 +161,7 @@ def _asked(command: Command, request: Request) -> UploadRequest | None:
         url=request.url,
         headers=Headers(request.headers),
         client=request.client,
+        scope=request.scope,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 
@@ -41,6 +42,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     they were sent."""
     client: str | None = None
     """The address of the client, for those who decide, for logs and limits."""
+    scope: Mapping[str, Any] = {}
+    """What a framework around us knows of the request, for those who decide."""
     may_omit_length: bool = False
     """The protocol below has bodies without Content-Length or Transfer-Encoding (HTTP/2)."""
 
