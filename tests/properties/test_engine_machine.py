@@ -852,6 +852,8 @@ class EngineMachine(RuleBasedStateMachine):
                 announced = length is None or len(flight.written) + len(chunk) <= length
                 if flight.model.record.id in self.flights and announced:
                     await self.feed(flight, chunk)
+            # Too much takes a creation back, and a final that was to have this part fails.
+            await self.settle()
 
         self.run(work())
 
