@@ -31,12 +31,15 @@ import hypothesis
 import pytest
 from anyio._backends import _asyncio as anyio_asyncio
 from blockbuster import BlockBuster, BlockBusterFunction, BlockingError
+from tests.support.s3 import moto_server, s3_credentials, swift_server
 from tests.support.valkey import Valkey, running
 
 import tidegate
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
+
+__all__ = ["moto_server", "s3_credentials", "swift_server"]
 
 PACKAGE = str(Path(tidegate.__file__).parent)
 

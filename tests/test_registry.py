@@ -59,7 +59,10 @@ def test_a_database_is_named_by_a_path_or_a_sqlite_url(url: str, path: str) -> N
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("s3://bucket/prefix", ["no store s3:", "a folder", "file:PATH", "memory:"]),
+        ("gs://bucket/prefix", ["no store gs:", "a folder", "file:PATH", "s3://BUCKET", "memory:"]),
+        ("s3:bucket", ["has no bucket"]),
+        ("s3://key:secret@bucket", ["has no bucket"]),
+        ("s3://bucket/a?b", ["%3F", "--s3-"]),
         ("fil:x", ["did you mean file:", "./fil:"]),
         ("", ["has no path"]),
         ("file:", ["has no path"]),

@@ -33,6 +33,7 @@ from tidegate.config_parsers import (
     parse_template,
     parse_workers,
 )
+from tidegate.config_s3 import S3Config
 from tidegate.engine.engine import WEEK
 from tidegate.ports import Durability
 
@@ -68,7 +69,7 @@ def _many(parse: Callable[[str], Any]) -> Callable[[Any, Sequence[Token]], Any]:
 
 @Parameter(name="*", negative=())
 @dataclass(frozen=True, kw_only=True)
-class StoreConfig:
+class StoreConfig(S3Config):
     """Which stores: what every command that works on uploads has to know."""
 
     # Where the operator stands, under a name that nothing else uses: seen at once, deleted easily.
@@ -78,7 +79,7 @@ class StoreConfig:
             group=_STORES,
             converter=one(registry.check_data),
             metavar="URL",
-            help="Bytes: a folder, file:PATH or memory:",
+            help="Bytes: folder, s3://BUCKET or memory:",
         ),
     ] = "tidegate-data"
     # Beside the data (None), so that one folder is moved, backed up or deleted, never half of it.
@@ -108,12 +109,21 @@ class StoreConfig:
         """Where records live: what was said, or what goes with the data."""
         return self.metadata or registry.default_metadata(self.data)
 
+    @property
+    def data_options(self) -> registry.Options:
+        """What the data store is told beside its URL."""
+        return registry.Options(file_name=self.file_name, s3=self.s3_options)
+
     def __post_init__(self) -> None:
         """Check what concerns several settings."""
         try:
             registry.check_pair(self.data, self.metadata_url)
         except registry.StoreURLError as error:
             raise ConfigError(f"--data and --metadata: {error}") from None
+        try:
+            self.s3_options.check()
+        except ValueError as error:
+            raise ConfigError(f"--s3-part-size, --s3-memory, --s3-concurrency: {error}") from None
 
 
 @Parameter(name="*", negative=())

@@ -183,10 +183,15 @@ class Writer(Protocol):
     async def progress(self) -> Flushed:
         """What is stored by now so that it survives this process's death, without waiting for more
         than is there: in between, so that little is lost.
+
+        What was told of before, by this or `flush`, was committed. Raises DataError.
         """
 
     async def flush(self) -> Flushed:
-        """What is stored so that it survives this process's death: all that was written before."""
+        """What is stored so that it survives this process's death: all that was written before.
+
+        As for `progress`; a writer of which no more is wanted should be told by it last.
+        """
 
     async def sync(self) -> int:
         """Make what was flushed survive a loss of power; return the offset up to which it does.
@@ -223,6 +228,8 @@ class Flushed(msgspec.Struct, frozen=True):
     commits them with the offset, or the upload comes to nothing."""
     storage: dict[str, Any] | None = None
     """The record's new `storage`, when it changed."""
+    synced: int = 0
+    """Up to where it survives a loss of power, too, for stores that need no sync to know."""
 
 
 class Fence(Protocol):
@@ -282,6 +289,25 @@ class FileStore(Protocol):
         """
 
 
+class Shown(msgspec.Struct, frozen=True):
+    """How a file is presented to whoever downloads it: values of HTTP's header fields."""
+
+    content_type: str
+    content_disposition: str
+    cache_control: str
+
+
+@runtime_checkable
+class LinkStore(Protocol):
+    """A data store that clients can read from by themselves, if they are given a link."""
+
+    async def link(self, upload: Upload, shown: Shown) -> str | None:
+        """A URL at which a complete upload can be read for some minutes; None: not here, read it.
+
+        Raises DataError.
+        """
+
+
 @runtime_checkable
 class WholeStore(Protocol):
     """A data store that can take a small upload at once, where a writer takes many steps."""
@@ -298,7 +324,11 @@ class WholeStore(Protocol):
 
 @runtime_checkable
 class PieceStore(Protocol):
-    """A data store that keeps an upload in pieces, of which some may be left over."""
+    """A data store that keeps an upload in pieces, of which some may be left over.
+
+    Only what was committed is there: `measure` says no more, and `truncate` is never asked for less.
+    Before `finish` the whole record was committed, with its length, and is the one that comes back.
+    """
 
     def speaks_of(self, upload: Upload, segments: Sequence[Segment], stored: Stored) -> bool:
         """Whether a record, with its segments, speaks of something that `stored` found.

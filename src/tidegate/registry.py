@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from tidegate.metadata import postgres_address, redis_url
+from tidegate.stores.s3.options import S3Options
 
 if TYPE_CHECKING:
     from tidegate.ports import DataStore, MetadataStore
@@ -26,6 +27,7 @@ is below its own `incoming` and `finished`, which stand beside it."""
 FILE_NAME: Final = "{shard}/{id}"
 """See `stores.naming.Template`."""
 
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
 
 
@@ -38,6 +40,8 @@ class Options(NamedTuple):
 
     file_name: str = FILE_NAME
     """How finished files are named, where there are files."""
+    s3: S3Options | None = None
+    """How a bucket is used, if it is one; None: as it is by default."""
 
 
 class _Kind(NamedTuple):
@@ -85,6 +89,23 @@ def _plain(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _bucket(rest: str) -> str:
+    """`//bucket/prefix`, percent-encoded."""
+    url = urlsplit(rest)
+    if not _BUCKET.fullmatch(url.netloc):
+        raise StoreURLError("has no bucket: expected s3://BUCKET or s3://BUCKET/PREFIX")
+    if url.query or url.fragment:
+        raise StoreURLError(
+            "has a query or fragment: settings are flags (--s3-…); in a prefix write %3F for ?"
+        )
+    return url.netloc + unquote(url.path)
+
+
+def _build_s3(store: Callable[..., DataStore], place: str, options: Options) -> DataStore:
+    bucket, _, prefix = place.partition("/")
+    return store(bucket, prefix, name=options.file_name, options=options.s3)
+
+
 def _alone(rest: str) -> None:
     if rest not in ("", "//"):
         raise StoreURLError("goes on after its scheme: expected memory: alone")
@@ -114,6 +135,13 @@ _DATA: Final = {
         "file:PATH",
         _path,
         lambda store, path, options: store(path, name=options.file_name),
+    ),
+    "s3": _Kind(
+        "tidegate.stores.s3.store:S3Store",
+        "s3://BUCKET",
+        _bucket,
+        _build_s3,
+        extra="s3",
     ),
     "memory": _Kind(
         "tidegate.stores.memory:MemoryStore",
@@ -184,6 +212,10 @@ def default_metadata(data: str) -> str:
     if found.path is not None:
         # Absolute, so that nothing in it can be taken for a scheme.
         return str(found.path.absolute() / DATABASE)
+    if found.kind.lasting:
+        # Not a file that happens to be where the server was started: another server, or the same
+        # from elsewhere, would take what is in the bucket for orphans.
+        raise StoreURLError(f"{data} has no room for records: expected --metadata, too")
     return "memory:"
 
 

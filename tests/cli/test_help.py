@@ -47,10 +47,23 @@ Who may upload
   --forward-return HEADER  Goes to the client [challenges, redirects]
 
 What is kept where
-  --data URL               Bytes: a folder, file:PATH or memory: [tidegate-data]
+  --data URL               Bytes: folder, s3://BUCKET or memory: [tidegate-data]
   --metadata URL           Records: a file, or sqlite:PATH [tidegate.db in data]
   --file-name NAME         Of finished files: {year}/{id}{ext} [{shard}/{id}]
   --durability MODE        Survives a power cut: complete, ack, none [complete]
+
+Data in S3 (credentials: as for the AWS SDKs)
+  --s3-endpoint URL        Address of the service, where it is not AWS
+  --s3-region NAME         Where the bucket is
+  --s3-path-style          Bucket in the path, not in the host's name [off]
+  --s3-part-size SIZE      Of parts; larger where it must be [8MiB]
+  --s3-uniform-parts       Parts of one size only, as R2 wants them [off]
+  --s3-memory SIZE         For parts, per process, all uploads together [256MiB]
+  --s3-concurrency N       Parts of one upload sent at once [4]
+  --s3-checksum NAME       Of what is sent: sha256, md5 or none [sha256]
+  --s3-encryption NAME     AES256, aws:kms or aws:kms:KEY
+  --s3-storage-class NAME  Of finished objects
+  --s3-redirect-downloads  Send a GET on to the bucket, by a signed link [off]
 
 What is allowed
   --max-size SIZE          Largest upload, as 10GiB or 500MB [unlimited]

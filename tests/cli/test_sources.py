@@ -102,6 +102,17 @@ EVERY: dict[str, tuple[str, str, object]] = {
     "openapi": ("false", "false", False),
     "shutdown-timeout": ("1.5", "1.5", 1.5),
     "relative-location": ("true", "true", True),
+    "s3-endpoint": ("http://s3", '"http://s3"', "http://s3"),
+    "s3-region": ("eu-west-1", '"eu-west-1"', "eu-west-1"),
+    "s3-path-style": ("true", "true", True),
+    "s3-part-size": ("16MiB", '"16MiB"', 16 * 2**20),
+    "s3-uniform-parts": ("true", "true", True),
+    "s3-memory": ("1GiB", '"1GiB"', 2**30),
+    "s3-concurrency": ("8", "8", 8),
+    "s3-checksum": ("md5", '"md5"', "md5"),
+    "s3-encryption": ("AES256", '"AES256"', "AES256"),
+    "s3-storage-class": ("STANDARD_IA", '"STANDARD_IA"', "STANDARD_IA"),
+    "s3-redirect-downloads": ("true", "true", True),
     "downloads": ("false", "false", False),
 }
 
@@ -212,8 +223,8 @@ def test_a_wrong_flag_says_what_would_be_right(capsys: pytest.CaptureFixture[str
     assert "--port requires an argument" in said(capsys, "--port")
     assert "'4' is not expected here: all settings are flags" in said(capsys, "4")
     assert "--tls-cert needs --tls-key" in said(capsys, "--tls-cert", "c")
-    assert "no store s3:; expected a folder, file:PATH or memory:" in said(
-        capsys, "--data", "s3://b"
+    assert "no store gs:; expected a folder, file:PATH or s3://BUCKET or memory:" in said(
+        capsys, "--data", "gs://b"
     )
 
 

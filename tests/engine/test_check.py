@@ -17,7 +17,7 @@ from tidegate.ports import (
     UnknownUploadError,
 )
 from tidegate.protocol.model import Kind, Upload, UploadId
-from tidegate.testing.datastore import ALONE
+from tidegate.testing.data import ALONE
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from tidegate.ports import DataError, Delivery, Grant, Hold, Stored, Unavailable
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.errors import Code
 from tidegate.protocol.model import EventType, Kind, State, Upload, UploadId
-from tidegate.testing.datastore import ALONE
+from tidegate.testing.data import ALONE
 
 pytestmark = pytest.mark.anyio
 

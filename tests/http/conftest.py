@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.exchange import Client
 from tests.support.logs import logs_kept
-from tests.support.serving import CLUSTER, PAIRS, served, stores
+from tests.support.serving import CLUSTER, PAIRS, S3_PAIR, served, stores
 
 from tidegate.asgi import Tidegate
 from tidegate.ports import Durability
@@ -23,6 +23,8 @@ from tidegate.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from tests.support.s3_server import S3Server
 
 Serve = Callable[..., Awaitable[Client]]
 
@@ -34,6 +36,7 @@ COMBINATIONS = [
     *(("native", pair) for pair in PAIRS),
     ("asgi", CLUSTER),
     ("native", CLUSTER),
+    ("native", S3_PAIR),
 ]
 
 
@@ -49,15 +52,27 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
+def s3(combination: tuple[str, str], request: pytest.FixtureRequest) -> S3Server | None:
+    if combination[1] != S3_PAIR:
+        return None
+    found: S3Server = request.getfixturevalue("moto_server")
+    return found
+
+
+@pytest.fixture
 async def serve(
-    combination: tuple[str, str], tmp_path: Path, clock: FakeClock, request: pytest.FixtureRequest
+    combination: tuple[str, str],
+    tmp_path: Path,
+    clock: FakeClock,
+    s3: S3Server | None,
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[Serve]:
     way, pair = combination
     redis = request.getfixturevalue("valkey").url() if pair.endswith("+redis") else ""
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Client:
-            data, metadata = stores(pair, tmp_path, redis)
+            data, metadata = stores(pair, tmp_path, redis, s3)
             given: dict[str, Any] = {"base_path": "/files/", "clock": clock} | settings
             if way != "asgi":
                 # Waiting for the disk is tried in process; here it would only take its time.

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tidegate.ports import DataStore
 from tidegate.protocol.model import Upload, UploadId
 from tidegate.stores.local import LocalStore
-from tidegate.testing.datastore import ALONE
+from tidegate.testing.data import ALONE
 
 MakeUpload = Callable[..., Upload]
 

@@ -16,8 +16,8 @@ from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.model import Upload
 from tidegate.stores.local import LocalStore
 from tidegate.stores.memory import MemoryStore, MemoryWriter, _Bytes
-from tidegate.testing import check_data_store, datastore
-from tidegate.testing.datastore import DATA_STORE_CHECKS, DataStoreCheck
+from tidegate.testing import check_data_store, data
+from tidegate.testing.data import DATA_STORE_CHECKS, DataStoreCheck, basics
 
 pytestmark = pytest.mark.anyio
 
@@ -206,7 +206,7 @@ async def test_a_check_that_hangs_fails(monkeypatch: pytest.MonkeyPatch) -> None
     async def make() -> AsyncIterator[DataStore]:
         yield Hangs()
 
-    monkeypatch.setattr(datastore, "PATIENCE", 0.01)
-    monkeypatch.setattr(datastore, "DATA_STORE_CHECKS", [datastore.tells_its_free_space])
+    monkeypatch.setattr(data, "PATIENCE", 0.01)
+    monkeypatch.setattr(data, "DATA_STORE_CHECKS", [basics.tells_its_free_space])
     with pytest.raises(AssertionError, match="tells_its_free_space: not done after"):
         await check_data_store(make)

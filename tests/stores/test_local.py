@@ -29,7 +29,7 @@ from tidegate.ports import (
 from tidegate.protocol.model import State, UploadId
 from tidegate.stores import disk, local
 from tidegate.stores.local import LocalStore, LocalWriter
-from tidegate.testing.datastore import ALONE
+from tidegate.testing.data import ALONE
 
 from .conftest import append, make_upload, read_all
 

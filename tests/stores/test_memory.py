@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from tidegate.ports import BytesBusyError, DataError, NoSpaceError
 from tidegate.protocol.model import State
 from tidegate.stores.memory import SMALL, MemoryStore
-from tidegate.testing.datastore import ALONE
+from tidegate.testing.data import ALONE
 
 from .conftest import append, make_upload, read_all
 

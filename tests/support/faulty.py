@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tidegate.ports import DataError, UnavailableError
 from tidegate.protocol.model import Segment
-from tidegate.testing.datastore import ALONE
+from tidegate.testing.data import ALONE
 
 if TYPE_CHECKING:
     from tidegate.ports import (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from tests.support import postgres
 from tests.support.exchange import AsgiClient, Client, SocketClient
+from tests.support.s3 import LEAST_PART
 from uvicorn.server import ServerState
 
 from tidegate.asgi import Tidegate
@@ -28,19 +29,24 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from tests.support.s3_server import S3Server
+
     from tidegate.ports import DataStore, MetadataStore
 
 PAIRS = ("local+sqlite", "local+redis", "local+memory", "memory+sqlite", "memory+memory")
 CLUSTER = "local+postgresql"
 """Slower to open than the others: not over every way."""
+S3_PAIR = "s3+sqlite"
 WAYS = ("asgi", "h11", "httptools", "native")
 """In process; over a socket as `tidegate serve` does; as uvicorn serves an application by default."""
 PROTOCOLS: dict[str, Any] = {"h11": h11_protocol.Protocol, "httptools": "httptools"}
 MEMORY = 64 * 1024 * 1024
 
 
-def stores(pair: str, folder: Path, redis: str = "") -> tuple[DataStore, MetadataStore]:
-    """The two stores of a pair, not opened yet. `redis` is the URL for those that need one."""
+def stores(
+    pair: str, folder: Path, redis: str = "", s3: S3Server | None = None
+) -> tuple[DataStore, MetadataStore]:
+    """The two stores of a pair, not opened yet. `redis` and `s3` are for those that need one."""
     data, _, metadata = pair.partition("+")
     make: dict[str, Callable[[], MetadataStore]] = {
         "sqlite": lambda: SQLiteMetadataStore(folder / "tidegate.db"),
@@ -48,8 +54,18 @@ def stores(pair: str, folder: Path, redis: str = "") -> tuple[DataStore, Metadat
         "postgresql": lambda: PostgresMetadataStore(postgres.server().url(_schema(folder))),
         "memory": MemoryMetadataStore,
     }
+    if s3 is not None:
+        # Small parts, so that uploads of many are quick.
+        options: dict[str, Any] = {
+            "part_size": LEAST_PART,
+            "least_part": LEAST_PART,
+            "memory": 64 * LEAST_PART,
+        }
+        kept: DataStore = s3.store(folder.name, **options)
+    else:
+        kept = LocalStore(folder / "data") if data == "local" else MemoryStore(MEMORY)
     return (
-        LocalStore(folder / "data") if data == "local" else MemoryStore(MEMORY),
+        kept,
         make[metadata](),
     )
 

@@ -35,6 +35,9 @@ def configure(level: LogLevel, log_format: LogFormat) -> Handler:
     # They tell of every request, with its URL, in which there may be a password.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # S3's SDK says where it found credentials, and beyond that every step of every request.
+    for name in ("aiobotocore", "botocore"):
+        logging.getLogger(name).setLevel(logging.INFO if level == "debug" else logging.WARNING)
     logging.captureWarnings(capture=True)
     return handler
 

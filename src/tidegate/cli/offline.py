@@ -87,7 +87,7 @@ def engine(
     them.
     """
     _check_folders(stores)
-    data = registry.data_store(stores.data, registry.Options(file_name=stores.file_name))
+    data = registry.data_store(stores.data, stores.data_options)
     wanted = listeners.wanted_events if listeners else frozenset[EventType]()
     tells = STORED_EVENTS if tell else wanted
     # An operator is nobody's owner, and may see and end every upload.

@@ -126,7 +126,7 @@ def _app(settings: Config, lines: Handler) -> Tidegate:
         *((OPENAPI,) if settings.openapi else ()),
     ]
     return Tidegate(
-        registry.data_store(settings.data, registry.Options(file_name=settings.file_name)),
+        registry.data_store(settings.data, settings.data_options),
         metadata,
         base_path=settings.base_path,
         public_url=settings.public_url,

@@ -256,7 +256,8 @@ class _Receiver:
         )
         self._segments = ()
         self.core.progressed(upload)
-        self._checkpoint_bytes = upload.offset + settings.checkpoint_bytes
+        # Not from what is stored: of a store far away that is some way behind.
+        self._checkpoint_bytes = writer.offset + settings.checkpoint_bytes
         self._checkpoint_time = self.core.clock.monotonic() + settings.checkpoint_seconds
         if self.core.durable and self._syncing is None:
             self._syncing = anyio.Event()
@@ -272,6 +273,7 @@ class _Receiver:
         """The record with what is stored by now."""
         upload = self.core.touched(replace(self.held.upload, length=self._length))
         self._segments += flushed.segments
+        self._synced = max(self._synced, flushed.synced)
         if self.core.acks_durable:
             self._synced = await writer.sync()
         return replace(

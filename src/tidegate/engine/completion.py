@@ -35,12 +35,13 @@ async def complete(
     """
     held.settled = False
     guarded = upload.guarded or core.gate.guards(upload.kind)
+    declared = core.keeps_pieces and upload.length != held.upload.length
     if storage is not None:
         upload = replace(upload, storage=storage)
-    elif segments or guarded:
-        # Whoever finds a store that was told to put them together must find them committed, too;
-        # and what a hook puts off must not be sent again.
-        durable = core.durable and bool(segments)
+    elif segments or declared or guarded:
+        # Whoever finds a store that was told to put them together must find them committed, too,
+        # and that nothing more may come; and what a hook puts off must not be sent again.
+        durable = core.durable and (bool(segments) or declared)
         upload = await held.commit(upload, settled=False, segments=segments, durable=durable)
     else:
         await held.hold()
@@ -77,7 +78,8 @@ async def _finished(core: Core, held: Session, upload: Upload, *, guarded: bool)
         upload = await held.sync(upload)
         await _ask(core, held, upload)
     storage = await core.data.finish(upload, held, durable=core.durable)
-    upload = replace(upload, storage=storage)
+    # The store may have reserved something meanwhile, which was a commit.
+    upload = replace(upload, storage=storage, version=held.upload.version)
     if guarded and not early:
         await _ask(core, held, upload)
     return upload

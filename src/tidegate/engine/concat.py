@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from tidegate.engine.core import Core
     from tidegate.hooks import UploadRequest
+    from tidegate.ports import Flushed
 
 AT_ONCE = 2
 """Finals assembled at the same time behind requests: copying is bound by the disk, not by waiting."""
@@ -201,8 +202,6 @@ class Assembler:
         Returns the whole record, and the pieces that are stored and not committed yet.
         """
         core, start = self._core, 0
-        moved = held.upload
-        segments: tuple[Segment, ...] = ()
         held.settled = False
         await held.hold()
         writer = await core.data.writer(held.upload, held)
@@ -212,21 +211,27 @@ class Assembler:
                     if held.wanted.is_set():
                         return None
                     await writer.copy(part, at, min(part.offset, at + core.settings.copy_step))
-                    flushed = await writer.flush()
-                    moved = replace(
-                        held.upload,
-                        offset=flushed.offset,
-                        storage=flushed.storage or held.upload.storage,
-                        boot_id=core.data.boot_id,
-                    )
-                    segments += flushed.segments
                     # Not after each of many small parts: a crash costs a step at most.
-                    step = moved.offset - held.upload.offset
-                    if step >= core.settings.copy_step and not moved.whole:
-                        moved = await held.commit(moved, settled=False, segments=segments)
-                        segments = ()
+                    step = writer.offset - held.upload.offset
+                    if step >= core.settings.copy_step and writer.offset != held.upload.length:
+                        flushed = await writer.progress()
+                        await held.commit(
+                            _moved(core, held, flushed), settled=False, segments=flushed.segments
+                        )
                 start += part.offset
+            flushed = await writer.flush()
         finally:
             with anyio.CancelScope(shield=True):
                 await writer.close()
-        return moved, segments
+        return _moved(core, held, flushed), flushed.segments
+
+
+def _moved(core: Core, held: Session, flushed: Flushed) -> Upload:
+    """A final's record with what was copied."""
+    return replace(
+        held.upload,
+        offset=flushed.offset,
+        synced_offset=max(held.upload.synced_offset, flushed.synced),
+        storage=flushed.storage or held.upload.storage,
+        boot_id=core.data.boot_id,
+    )

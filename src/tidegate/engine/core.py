@@ -19,11 +19,13 @@ from tidegate.ports import (
     Durability,
     Hold,
     LeaseLostError,
+    LinkStore,
     Loaded,
     MetadataError,
     NoRoomError,
     NoSpaceError,
     OverLimitError,
+    PieceStore,
     UnknownUploadError,
     WholeStore,
 )
@@ -119,6 +121,9 @@ class Core:
         self.data = data
         self.whole_store = data if isinstance(data, WholeStore) else None
         """The same, if it can take small uploads at once."""
+        self.link_store = data if isinstance(data, LinkStore) else None
+        """The same, if clients can read from it by themselves."""
+        self.keeps_pieces = isinstance(data, PieceStore)
         self.metadata = metadata
         self.measures = measures or Measures()
         """What is counted here; by itself where nobody reads it."""

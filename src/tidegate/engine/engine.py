@@ -71,7 +71,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tidegate.hooks import Authorize, Hooks, UploadRequest
-    from tidegate.ports import Body, Clock, Counts, DataStore, EventSink, MetadataStore, OpenFile
+    from tidegate.ports import (
+        Body,
+        Clock,
+        Counts,
+        DataStore,
+        EventSink,
+        MetadataStore,
+        OpenFile,
+        Shown,
+    )
 
 WEEK = 7 * 86_400.0
 """How long an unfinished upload waits for its client: what the large public tus services keep."""
@@ -249,6 +258,14 @@ class Engine:
     def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
         """Bytes [start, stop) of an upload that a Download found readable. Raises DataError."""
         return self._core.data.read(upload, start, stop)
+
+    async def link(self, upload: Upload, shown: Shown) -> str | None:
+        """Where else a complete upload can be read; None: nowhere. Raises Refusal."""
+        store = self._core.link_store
+        if store is None:
+            return None
+        with refusing():
+            return await store.link(upload, shown)
 
     async def open_file(self, upload: Upload, stop: int) -> OpenFile | None:
         """The file of such an upload, where it is one; None elsewhere. Raises DataError."""

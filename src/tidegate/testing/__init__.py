@@ -4,7 +4,7 @@ No test runner is needed: a check is an async function that raises AssertionErro
 """
 
 from tidegate.testing.clock import FakeClock
-from tidegate.testing.datastore import DATA_STORE_CHECKS, check_data_store
+from tidegate.testing.data import DATA_STORE_CHECKS, check_data_store
 from tidegate.testing.metadata import (
     METADATA_STORE_CHECKS,
     SHARED_METADATA_STORE_CHECKS,

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from tidegate.hooks import Headers, UploadRequest
+from tidegate.ports import Shown
 from tidegate.protocol.commands import Command, Discover
 from tidegate.protocol.dialects import downloads, tus1
 from tidegate.protocol.dialects.cors import Cors
@@ -116,7 +117,11 @@ class Service:
         asked = _asked(command, request) if self.engine.asks else None
         result = await self.engine.handle(command, body, asked)
         if isinstance(result, Readable):
-            reading = downloads.reading(result.upload, request)
+            link = await self._link(result.upload, request)
+            if link is not None:
+                reading = downloads.redirect(link)
+            else:
+                reading = downloads.reading(result.upload, request)
             return Answer(
                 status=reading.status,
                 headers=[(b"tus-resumable", tus1.VERSION.encode()), *reading.headers],
@@ -129,6 +134,12 @@ class Service:
         return Answer(
             status=response.status, headers=response.headers, body=response.body, upload=upload
         )
+
+    async def _link(self, upload: Upload, request: Request) -> str | None:
+        """Where the store would rather have an upload read; never a HEAD, for which it is not."""
+        if request.method != "GET":
+            return None
+        return await self.engine.link(upload, Shown(*downloads.presentation(upload)))
 
     def _refuse(self, refusal: Refusal, request: Request) -> Answer:
         response = tus1.render_refusal(refusal, request)

@@ -5,7 +5,7 @@ with bytes of unknown origin.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -40,6 +40,10 @@ INLINE_TYPES = frozenset(
 )
 """Types that a browser shows without running anything in them (no HTML, SVG, XML, PDF, scripts)."""
 
+CACHE_CONTROL = "private, no-cache"
+"""A copy may be kept, by the one who asked, as long as it is asked for again: a termination must be
+seen."""
+
 _TYPE_KEYS = ("filetype", "contentType", "content-type", "mimetype", "type")
 _NAME_KEYS = ("filename", "name")
 _BOUNDARY_BYTES = 12
@@ -68,6 +72,26 @@ def etag(upload: Upload) -> str:
     return f'"{hashlib.sha256(seed).hexdigest()[:32]}"'
 
 
+class Presentation(NamedTuple):
+    """Values of header fields."""
+
+    content_type: str
+    content_disposition: str
+    cache_control: str
+
+
+def redirect(url: str) -> Reading:
+    """How to send the same request somewhere else, this time (RFC 9110, 15.4.8)."""
+    headers = [("location", url), ("cache-control", "no-store"), ("content-length", "0")]
+    return Reading(307, [header(name.encode(), value) for name, value in headers])
+
+
+def presentation(upload: Upload) -> Presentation:
+    """What a browser may do with an upload's bytes, wherever it gets them from."""
+    content_type, disposition = _presentation(upload)
+    return Presentation(content_type, disposition, CACHE_CONTROL)
+
+
 def reading(upload: Upload, request: Request) -> Reading:
     """How to answer a GET of a complete upload; raises Refusal (range_not_satisfiable)."""
     size = upload.offset
@@ -78,9 +102,7 @@ def reading(upload: Upload, request: Request) -> Reading:
         header(b"etag", tag),
         header(b"last-modified", modified),
         header(b"accept-ranges", "bytes"),
-        # A copy may be kept, by the one who asked, as long as it is asked for again: a termination
-        # must be seen.
-        header(b"cache-control", "private, no-cache"),
+        header(b"cache-control", CACHE_CONTROL),
     ]
     if _not_modified(request, tag, modified):
         return Reading(304, common)
