@@ -46,7 +46,7 @@ from django.urls import path  # noqa: E402
 from tidegate.asgi import Tidegate  # noqa: E402
 from tidegate.contrib.django import database, dispatch, get_user  # noqa: E402
 from tidegate.hooks import Denied, Principal, Upload, UploadRequest, read_metadata  # noqa: E402
-from tidegate.metadata.sqlite import SQLiteMetadataStore  # noqa: E402
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore  # noqa: E402
 from tidegate.ports import Delivery  # noqa: E402
 from tidegate.protocol.model import EventType  # noqa: E402
 from tidegate.stores.local import LocalStore  # noqa: E402

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from tidegate.asgi import Tidegate
 from tidegate.hooks import Denied, Principal, Upload, UploadRequest, read_metadata
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import DataStore, Delivery, MetadataStore
 from tidegate.protocol.model import EventType
 from tidegate.stores.local import LocalStore

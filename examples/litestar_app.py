@@ -21,7 +21,7 @@ from litestar.middleware.session.server_side import ServerSideSessionConfig
 from tidegate.asgi import Tidegate
 from tidegate.contrib.litestar import mount
 from tidegate.hooks import Denied, Principal, Upload, UploadRequest, read_metadata
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import Delivery
 from tidegate.protocol.model import EventType
 from tidegate.stores.local import LocalStore

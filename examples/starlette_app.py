@@ -24,7 +24,7 @@ from starlette.routing import Mount, Route
 
 from tidegate.asgi import Tidegate
 from tidegate.hooks import Denied, Principal, Upload, UploadRequest, read_metadata
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import Delivery
 from tidegate.protocol.model import EventType
 from tidegate.stores.local import LocalStore

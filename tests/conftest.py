@@ -108,7 +108,7 @@ def _is_single_row_read(_self: object, sql: object = None, *_: object, **__: obj
         return False
     frame: FrameType | None = sys._getframe(1)
     while frame:
-        if frame.f_code.co_filename == f"{PACKAGE}/metadata/sqlite.py":
+        if frame.f_code.co_filename == f"{PACKAGE}/metadata/sqlite/store.py":
             return True
         frame = frame.f_back
     return False

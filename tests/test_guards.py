@@ -155,11 +155,11 @@ async def test_sqlite_on_the_loop_is_for_single_rows_read_by_the_metadata_store(
     write = "def f(db): db.execute('CREATE TABLE t (x)')"
     db = sqlite3.connect(":memory:")
     try:
-        assert inside_tidegate(read, module="metadata/sqlite.py")(db) == (1,)
+        assert inside_tidegate(read, module="metadata/sqlite/store.py")(db) == (1,)
         for source, module in (
             (read, "metadata/other.py"),
-            (read_all, "metadata/sqlite.py"),
-            (write, "metadata/sqlite.py"),
+            (read_all, "metadata/sqlite/store.py"),
+            (write, "metadata/sqlite/store.py"),
         ):
             with pytest.raises(BlockingError):
                 inside_tidegate(source, module=module)(db)

@@ -11,9 +11,9 @@ import pytest
 
 from tidegate import registry
 from tidegate.metadata.memory import MemoryMetadataStore
-from tidegate.metadata.postgres import PostgresMetadataStore
-from tidegate.metadata.redis import RedisMetadataStore
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.postgres.store import PostgresMetadataStore
+from tidegate.metadata.redis.store import RedisMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.protocol.model import Upload, UploadId
 from tidegate.registry import StoreURLError, data_store, default_metadata, metadata_store
 from tidegate.stores.local import LocalStore
@@ -100,7 +100,7 @@ def test_a_wrong_metadata_url_says_what_would_be_right_and_tells_no_password() -
 
 def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("tidegate.metadata.postgres")]:
-        if name != "tidegate.metadata.postgres_address":
+        if name != "tidegate.metadata.postgres.address":
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "asyncpg", None)
     registry.check_metadata("postgresql://host/db")  # needs none

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from tidegate.metadata import postgres_address, redis_url
+from tidegate.metadata.postgres import address as postgres_address
+from tidegate.metadata.redis import url as redis_url
 from tidegate.stores.s3.options import S3Options
 
 if TYPE_CHECKING:
@@ -153,14 +154,14 @@ _DATA: Final = {
 }
 _METADATA: Final = {
     "sqlite": _Kind(
-        "tidegate.metadata.sqlite:SQLiteMetadataStore",
+        "tidegate.metadata.sqlite.store:SQLiteMetadataStore",
         "sqlite:PATH",
         _path,
         lambda store, path, _options: store(path),
     ),
     **{
         scheme: _Kind(
-            "tidegate.metadata.postgres:PostgresMetadataStore",
+            "tidegate.metadata.postgres.store:PostgresMetadataStore",
             "postgresql://USER@HOST/DB",
             _postgresql,
             lambda store, url, _options: store(url),
@@ -170,7 +171,7 @@ _METADATA: Final = {
     },
     **{
         scheme: _Kind(
-            "tidegate.metadata.redis:RedisMetadataStore",
+            "tidegate.metadata.redis.store:RedisMetadataStore",
             "redis://HOST",
             functools.partial(_redis, scheme),
             lambda store, url, _options: store(url),

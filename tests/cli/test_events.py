@@ -16,7 +16,7 @@ from tests.support.bodies import ScriptedBody
 
 from tidegate import cli
 from tidegate.engine.engine import Engine
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.protocol.commands import Create, Payload
 from tidegate.protocol.model import STORED_EVENTS, EventType, UploadId
 from tidegate.protocol.results import Created

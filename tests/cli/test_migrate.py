@@ -10,8 +10,8 @@ import pytest
 from tests.support import postgres
 
 from tidegate import cli
-from tidegate.metadata.postgres_schema import MIGRATIONS
-from tidegate.metadata.sqlite_schema import MIGRATIONS as SQLITE_MIGRATIONS
+from tidegate.metadata.postgres.schema import MIGRATIONS
+from tidegate.metadata.sqlite.schema import MIGRATIONS as SQLITE_MIGRATIONS
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

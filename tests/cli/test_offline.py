@@ -15,7 +15,7 @@ from tests.support.bodies import ScriptedBody
 
 from tidegate import cli
 from tidegate.engine.engine import Engine
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Change, Grant
 from tidegate.protocol.commands import Append, Create, Payload
 from tidegate.protocol.model import Upload, UploadId

@@ -22,7 +22,7 @@ from tidegate import cli
 from tidegate.cli import offline
 from tidegate.cli.ls import age, short
 from tidegate.engine.engine import Engine
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import Change, Grant
 from tidegate.protocol.commands import Create, Payload
 from tidegate.protocol.model import EventType, Kind, Upload, UploadId

@@ -16,7 +16,7 @@ from tidegate.asgi import Tidegate
 from tidegate.cli import shared
 from tidegate.config import Config
 from tidegate.engine.core import Settings
-from tidegate.metadata.redis import RedisMetadataStore
+from tidegate.metadata.redis.store import RedisMetadataStore
 from tidegate.ports import Durability
 from tidegate.stores.local import LocalStore
 

@@ -20,7 +20,7 @@ from tidegate.measures import (
     Measures,
 )
 from tidegate.metadata.memory import MemoryMetadataStore
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import (
     BytesBusyError,
     Change,

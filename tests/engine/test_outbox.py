@@ -16,7 +16,7 @@ from tidegate.engine import outbox
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import TIMEOUT, CallableSink
 from tidegate.metadata.memory import MemoryMetadataStore
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import (
     Delivery,
     DeliveryError,

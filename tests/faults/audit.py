@@ -17,7 +17,7 @@ from tests.faults.sea import Known
 
 from tidegate.engine.outbox import CLAIM_BEYOND
 from tidegate.events.callable import TIMEOUT
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.protocol.model import Kind, State, Upload
 from tidegate.stores.local import LocalStore
 from tidegate.transports.asgi import Tidegate

@@ -16,7 +16,7 @@ import uvicorn
 
 from tidegate.asgi import Tidegate
 from tidegate.hooks import Bytes, Denied, Hooks, Upload, UploadRequest
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.stores.local import LocalStore
 
 

@@ -28,7 +28,7 @@ from anyio import to_thread
 from tidegate.cli import logs, server
 from tidegate.clock import SystemClock
 from tidegate.engine.core import Settings
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import Delivery, Durability
 from tidegate.protocol.checksums import algorithms
 from tidegate.stores.local import LocalStore

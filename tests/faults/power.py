@@ -29,7 +29,8 @@ from tests.faults.power_judge import Effort, Verdict, replay
 from tests.support.disk_states import KEPT, Disk, write_out
 from tests.support.disk_trace import Happening, Stack, Sync, Tracer, product_stack
 
-from tidegate.metadata import sqlite_schema, sqlite_writer
+from tidegate.metadata.sqlite import schema as sqlite_schema
+from tidegate.metadata.sqlite import writer as sqlite_writer
 from tidegate.ports import BodyEnd, Durability, UnavailableError
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.model import Kind

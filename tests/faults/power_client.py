@@ -17,7 +17,7 @@ import msgspec
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Delivery, Durability, Sink
 from tidegate.protocol.commands import Append, Checksum, Create, Inspect, Payload, Terminate
 from tidegate.protocol.model import Kind, Upload, UploadId

@@ -34,8 +34,8 @@ from tests.support.disk_trace import Happening, Make, Note, Sync, Write
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
-from tidegate.metadata import sqlite_events
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite import events as sqlite_events
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Delivery, Durability, Sink
 from tidegate.protocol.commands import Append, Checksum, Inspect, Payload
 from tidegate.protocol.errors import Code, Refusal

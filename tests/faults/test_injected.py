@@ -32,7 +32,7 @@ from tests.support.logs import logs_kept
 from tidegate.asgi import Tidegate
 from tidegate.engine import concat
 from tidegate.engine.core import Settings
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import DataError, Delivery, Durability, Hold
 from tidegate.protocol.model import UploadId
 from tidegate.stores.local import LocalStore

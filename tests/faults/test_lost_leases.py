@@ -19,7 +19,7 @@ from tests.support.bodies import Pause, ScriptedBody
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Grant, Sink
 from tidegate.protocol.commands import (
     Append,

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 from tests.support import postgres
 
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -10,9 +10,9 @@ from tests.support import postgres
 from tests.support.postgres_wire import Pooler
 
 from tidegate.metadata.memory import MemoryMetadataStore
-from tidegate.metadata.postgres import PostgresMetadataStore
-from tidegate.metadata.redis import RedisMetadataStore
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.postgres.store import PostgresMetadataStore
+from tidegate.metadata.redis.store import RedisMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.testing.metadata import (
     METADATA_STORE_CHECKS,
     SHARED_METADATA_STORE_CHECKS,

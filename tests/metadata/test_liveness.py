@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tidegate.metadata.liveness import Liveness, Turn, network_filesystem
+from tidegate.metadata.sqlite.liveness import Liveness, Turn, network_filesystem
 
 if TYPE_CHECKING:
     from pathlib import Path

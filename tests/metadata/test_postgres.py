@@ -14,7 +14,7 @@ from tests.support import postgres
 from tests.support.logs import logs_kept
 from tests.support.postgres_wire import CuttingLine, Pooler, executed
 
-from tidegate.metadata.postgres import PostgresMetadataStore
+from tidegate.metadata.postgres.store import PostgresMetadataStore
 from tidegate.ports import (
     Change,
     Hold,

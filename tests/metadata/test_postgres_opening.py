@@ -12,10 +12,10 @@ from tests.support import postgres
 from tests.support.logs import logs_kept
 from tests.support.postgres_wire import CuttingLine
 
-from tidegate.metadata import postgres_address
-from tidegate.metadata.postgres import PostgresMetadataStore
-from tidegate.metadata.postgres_address import AddressError
-from tidegate.metadata.postgres_schema import MIGRATIONS
+from tidegate.metadata.postgres import address as postgres_address
+from tidegate.metadata.postgres.address import AddressError
+from tidegate.metadata.postgres.schema import MIGRATIONS
+from tidegate.metadata.postgres.store import PostgresMetadataStore
 from tidegate.ports import Change, Hold, MetadataError, UnavailableError
 from tidegate.testing.metadata.support import add, hold, opened, upload
 

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from tests.support.lossy import LossyLine, lossy
 from tests.support.valkey import Valkey, command, running
 
-from tidegate.metadata import redis_scripts as scripts
-from tidegate.metadata.redis import RedisMetadataStore
+from tidegate.metadata.redis import scripts
+from tidegate.metadata.redis.store import RedisMetadataStore
 from tidegate.ports import (
     Change,
     Grant,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import redis
     from tests.support.lossy import Loss
 
-    from tidegate.metadata.redis_scripts import Script
+    from tidegate.metadata.redis.scripts import Script
     from tidegate.ports import MetadataStore
     from tidegate.protocol.model import UploadId
 

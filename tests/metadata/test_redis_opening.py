@@ -11,9 +11,10 @@ import pytest
 from tests.support.logs import logs_kept
 from tests.support.valkey import Valkey, command, running
 
-from tidegate.metadata import redis_opening, redis_url
-from tidegate.metadata.redis import RedisMetadataStore
-from tidegate.metadata.redis_link import Link
+from tidegate.metadata.redis import opening as redis_opening
+from tidegate.metadata.redis import url as redis_url
+from tidegate.metadata.redis.link import Link
+from tidegate.metadata.redis.store import RedisMetadataStore
 from tidegate.ports import MetadataError, UnavailableError
 from tidegate.testing.metadata.support import add, opened, upload
 

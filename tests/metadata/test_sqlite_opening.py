@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from tidegate.metadata.sqlite import SQLiteMetadataStore
-from tidegate.metadata.sqlite_schema import MIGRATIONS
+from tidegate.metadata.sqlite.schema import MIGRATIONS
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import Change, Hold, MetadataError, UnavailableError
 from tidegate.testing.metadata.support import add, hold, opened, upload
 
@@ -130,7 +130,7 @@ async def test_says_that_it_may_not_write(tmp_path: Path, monkeypatch: pytest.Mo
 async def test_says_that_a_network_file_system_will_not_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tidegate.metadata.liveness.network_filesystem", lambda _: "nfs4")
+    monkeypatch.setattr("tidegate.metadata.sqlite.liveness.network_filesystem", lambda _: "nfs4")
     assert "network file system (nfs4)" in await refusal(tmp_path / "x.db")
     assert os.listdir(tmp_path) == []
 

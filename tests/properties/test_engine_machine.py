@@ -38,9 +38,9 @@ from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
 from tidegate.metadata.memory import MemoryMetadataStore
-from tidegate.metadata.postgres import PostgresMetadataStore
-from tidegate.metadata.redis import RedisMetadataStore
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.postgres.store import PostgresMetadataStore
+from tidegate.metadata.redis.store import RedisMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, DataStore, Delivery, Hold, MetadataStore
 from tidegate.protocol import decide
 from tidegate.protocol.commands import (

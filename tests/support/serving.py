@@ -16,9 +16,9 @@ from uvicorn.server import ServerState
 from tidegate.asgi import Tidegate
 from tidegate.cli.server import HEAD_BYTES
 from tidegate.metadata.memory import MemoryMetadataStore
-from tidegate.metadata.postgres import PostgresMetadataStore
-from tidegate.metadata.redis import RedisMetadataStore
-from tidegate.metadata.sqlite import SQLiteMetadataStore
+from tidegate.metadata.postgres.store import PostgresMetadataStore
+from tidegate.metadata.redis.store import RedisMetadataStore
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.stores.local import LocalStore
 from tidegate.stores.memory import MemoryStore
 from tidegate.transports import h11_protocol

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from tidegate import registry
-from tidegate.metadata.liveness import network_filesystem
+from tidegate.metadata.sqlite.liveness import network_filesystem
 from tidegate.ports import Durability
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.metadata.encoding import decode_segment, decode_upload
-from tidegate.metadata.postgres_holds import DEAD
+from tidegate.metadata.postgres.holds import DEAD
 from tidegate.ports import Hold, Loaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidegate.metadata.postgres_link import Link
+    from tidegate.metadata.postgres.link import Link
     from tidegate.protocol.model import Kind, Segment, State, Upload, UploadId
 
 _LOAD = f"""

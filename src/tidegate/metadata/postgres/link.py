@@ -16,12 +16,12 @@ import anyio.to_thread
 import asyncpg
 from asyncpg import connect_utils
 
-from tidegate.metadata.postgres_errors import ends_connection
+from tidegate.metadata.postgres.errors import ends_connection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from tidegate.metadata.postgres_address import Address
+    from tidegate.metadata.postgres.address import Address
 
 # What a connection needs to come about at most, so that a second server in the URL gets its try.
 _CONNECT: Final = 3.0

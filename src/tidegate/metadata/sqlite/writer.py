@@ -14,14 +14,14 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tidegate.metadata import sqlite_schema
+from tidegate.metadata.sqlite import schema as sqlite_schema
 from tidegate.ports import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tidegate.metadata.liveness import Turn
+    from tidegate.metadata.sqlite.liveness import Turn
 
 T = TypeVar("T")
 

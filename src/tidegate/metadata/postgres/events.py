@@ -1,6 +1,6 @@
 """What the PostgreSQL store does to its events.
 
-`postgres_rows` writes them with the change that they tell of. What makes another event of an upload
+`rows` writes them with the change that they tell of. What makes another event of an upload
 the next one locks the one that was, in a statement before: so it sees all that were written
 meanwhile, and who writes one waits to see what became of it. Those are scripts, in one round trip;
 a number in them is a number, and text is in hexadecimal digits, so that nothing needs quotes.
@@ -19,7 +19,7 @@ from tidegate.protocol.model import State
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tidegate.metadata.postgres_link import Link
+    from tidegate.metadata.postgres.link import Link
 
 # That there is none before it is true of all that are due, but for an event that is replayed while
 # its upload is changed.

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 from redis.exceptions import NoPermissionError, RedisError
 
-from tidegate.metadata import redis_scripts as scripts
+from tidegate.metadata.redis import scripts
 from tidegate.ports import Grant, Lease, LeaseLostError, MetadataError, UnavailableError
 from tidegate.protocol.model import UploadId
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 
-    from tidegate.metadata.redis_link import Link, Once
+    from tidegate.metadata.redis.link import Link, Once
     from tidegate.protocol.model import Upload
 
 T = TypeVar("T")

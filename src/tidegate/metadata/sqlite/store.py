@@ -1,6 +1,6 @@
 """Records, leases, segments and events in one SQLite file, which several processes may share.
 
-Writes go through one thread per process (`sqlite_writer`), one process at a time. Reads of one row
+Writes go through one thread per process (`writer`), one process at a time. Reads of one row
 run on the event loop: they cost less than the hop to a thread would. All other reads have threads.
 """
 
@@ -16,14 +16,13 @@ import anyio
 import anyio.to_thread
 from msgspec.structs import replace
 
-from tidegate.metadata import sqlite_events
-from tidegate.metadata import sqlite_rows as rows
-from tidegate.metadata import sqlite_schema as schema
 from tidegate.metadata.encoding import decode_upload, encode
-from tidegate.metadata.liveness import Liveness, Turn
-from tidegate.metadata.sqlite_leases import Leases
-from tidegate.metadata.sqlite_readers import Readers
-from tidegate.metadata.sqlite_writer import Operation, Writer
+from tidegate.metadata.sqlite import events as sqlite_events
+from tidegate.metadata.sqlite import rows, schema
+from tidegate.metadata.sqlite.leases import Leases
+from tidegate.metadata.sqlite.liveness import Liveness, Turn
+from tidegate.metadata.sqlite.readers import Readers
+from tidegate.metadata.sqlite.writer import Operation, Writer
 from tidegate.ports import (
     Delivery,
     Grant,

@@ -7,7 +7,7 @@ import concurrent.futures
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from tidegate.metadata import sqlite_schema as schema
+from tidegate.metadata.sqlite import schema
 
 if TYPE_CHECKING:
     import sqlite3

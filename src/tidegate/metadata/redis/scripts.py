@@ -1,6 +1,6 @@
 """The Lua scripts of the Redis store: what Redis does in one piece, or not at all.
 
-A script is `redis_lua/NAME.lua`, after `common.lua`. Redis runs one script at a time, and writes
+A script is `lua/NAME.lua`, after `common.lua`. Redis runs one script at a time, and writes
 its effects to its log together; it can't take back what a script wrote before it failed, so each
 checks all it may refuse before its first write. What Redis itself may refuse (no room, a replica, a
 disk that fails) it refuses before such a script begins, since each declares what it does.
@@ -12,7 +12,7 @@ import hashlib
 from importlib.resources import files
 from typing import Final
 
-_FOLDER = files("tidegate.metadata") / "redis_lua"
+_FOLDER = files("tidegate.metadata.redis") / "lua"
 _COMMON = (_FOLDER / "common.lua").read_text("utf-8")
 
 _WRITES = ""

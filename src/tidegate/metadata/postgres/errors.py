@@ -6,7 +6,7 @@ import enum
 
 import asyncpg
 
-from tidegate.metadata.postgres_address import secrets_of
+from tidegate.metadata.postgres.address import secrets_of
 from tidegate.ports import MetadataError, NoRoomError, UnavailableError
 
 TROUBLE = (

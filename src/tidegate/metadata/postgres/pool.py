@@ -11,7 +11,7 @@ import contextlib
 import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tidegate.metadata.postgres_errors import (
+from tidegate.metadata.postgres.errors import (
     TROUBLE,
     Outcome,
     ends_connection,
@@ -19,13 +19,13 @@ from tidegate.metadata.postgres_errors import (
     outcome,
     translate,
 )
-from tidegate.metadata.postgres_link import Link, connect
+from tidegate.metadata.postgres.link import Link, connect
 from tidegate.ports import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
-    from tidegate.metadata.postgres_address import Address
+    from tidegate.metadata.postgres.address import Address
 
 T = TypeVar("T")
 

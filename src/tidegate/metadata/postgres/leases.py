@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from tidegate.metadata.postgres_holds import SHOWN
+from tidegate.metadata.postgres.holds import SHOWN
 from tidegate.ports import Grant, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tidegate.metadata.postgres_holds import Taken
+    from tidegate.metadata.postgres.holds import Taken
     from tidegate.protocol.model import UploadId
 
 # Seconds for which a request is kept that came before the answer that granted the lease.

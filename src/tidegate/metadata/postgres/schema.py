@@ -12,7 +12,7 @@ from tidegate.ports import MetadataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidegate.metadata.postgres_link import Link
+    from tidegate.metadata.postgres.link import Link
 
 Migration: TypeAlias = str
 """The statements that take the tables from one version to the next."""

@@ -20,8 +20,8 @@ from tidegate.ports import MetadataError, NoRoomError, UnavailableError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tidegate.metadata.redis_scripts import Script
-    from tidegate.metadata.redis_url import Address
+    from tidegate.metadata.redis.scripts import Script
+    from tidegate.metadata.redis.url import Address
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from tidegate.ports import UnknownUploadError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidegate.metadata.postgres_link import Link
+    from tidegate.metadata.postgres.link import Link
     from tidegate.ports import Lease
     from tidegate.protocol.model import Upload, UploadId
 

@@ -10,7 +10,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, TypeAlias
 
-from tidegate.metadata import liveness
+from tidegate.metadata.sqlite import liveness
 from tidegate.ports import MetadataError, NoRoomError, UnavailableError
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Records, leases, segments and events in Redis (7 or newer) or Valkey, for servers on many machines.
 
-Every change is one Lua script, which Redis runs alone and logs in one piece (`redis_scripts`).
+Every change is one Lua script, which Redis runs alone and logs in one piece (`scripts`).
 
 What was acknowledged survives a crash of Redis and of its machine only with `appendonly yes` and
 `appendfsync always`; anything else is refused, unless the URL says `durability=unchecked`. Whatever
@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 import anyio
 from msgspec.structs import replace
 
-from tidegate.metadata import redis_events, redis_opening, redis_url
-from tidegate.metadata import redis_scripts as scripts
 from tidegate.metadata.encoding import decode_segment, decode_upload, encode
-from tidegate.metadata.redis_leases import Leases
-from tidegate.metadata.redis_link import Link, score
+from tidegate.metadata.redis import events as redis_events
+from tidegate.metadata.redis import opening as redis_opening
+from tidegate.metadata.redis import scripts
+from tidegate.metadata.redis import url as redis_url
+from tidegate.metadata.redis.leases import Leases
+from tidegate.metadata.redis.link import Link, score
 from tidegate.ports import (
     Grant,
     Held,
@@ -48,7 +50,7 @@ from tidegate.protocol.model import Kind, UploadId
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from tidegate.metadata.redis_link import Once
+    from tidegate.metadata.redis.link import Once
     from tidegate.ports import Change, Counts, Delivery, MetadataStore, Room, Undelivered
     from tidegate.protocol.model import Event, Segment, State, Upload
 
@@ -59,7 +61,7 @@ _WATCH, _WATCH_OWN = 0.1, 1.0
 
 
 class RedisMetadataStore:
-    """Implements `tidegate.ports.MetadataStore` in the Redis at `url`: see `redis_url`.
+    """Implements `tidegate.ports.MetadataStore` in the Redis at `url`: see `url`.
 
     `patience` is how many seconds an outage is borne before UnavailableError is raised. Raises
     ValueError when the URL is none of a Redis.

@@ -1,7 +1,7 @@
 """Records, leases, segments and events in PostgreSQL, which the servers of a cluster share.
 
-What the tables hold is in `postgres_schema`; what is done to them, in `postgres_rows`,
-`postgres_holds`, `postgres_lists` and `postgres_events`; how a call survives a lost connection, in `postgres_pool`.
+What the tables hold is in `schema`; what is done to them, in `rows`,
+`holds`, `lists` and `events`; how a call survives a lost connection, in `pool`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from msgspec.structs import replace
 
-from tidegate.metadata import postgres_events, postgres_lists, postgres_schema
-from tidegate.metadata import postgres_holds as holds
-from tidegate.metadata import postgres_rows as rows
-from tidegate.metadata.postgres_address import parse
-from tidegate.metadata.postgres_leases import Leases
-from tidegate.metadata.postgres_pool import Pool
-from tidegate.metadata.postgres_presence import Presence
+from tidegate.metadata.postgres import events as postgres_events
+from tidegate.metadata.postgres import holds, rows
+from tidegate.metadata.postgres import lists as postgres_lists
+from tidegate.metadata.postgres import schema as postgres_schema
+from tidegate.metadata.postgres.address import parse
+from tidegate.metadata.postgres.leases import Leases
+from tidegate.metadata.postgres.pool import Pool
+from tidegate.metadata.postgres.presence import Presence
 from tidegate.ports import (
     Delivery,
     Grant,
@@ -38,8 +39,8 @@ from tidegate.protocol.capabilities import Capability
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from tidegate.metadata.postgres_link import Link
-    from tidegate.metadata.postgres_schema import Migration
+    from tidegate.metadata.postgres.link import Link
+    from tidegate.metadata.postgres.schema import Migration
     from tidegate.ports import Change, Counts, MetadataStore, Room, Undelivered
     from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
 
@@ -56,7 +57,7 @@ _MIGRATION = 600.0
 class PostgresMetadataStore:
     """Implements `tidegate.ports.MetadataStore` in the database at `url`.
 
-    See `postgres_address` for what a URL may say. Raises AddressError. Every commit waits until it
+    See `address` for what a URL may say. Raises AddressError. Every commit waits until it
     is synced, as the database is configured to: an acknowledged offset must survive the death of
     any process, PostgreSQL's own included.
     """

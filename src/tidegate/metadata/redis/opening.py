@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as errors
 
-from tidegate.metadata import redis_scripts as scripts
+from tidegate.metadata.redis import scripts
 from tidegate.ports import MetadataError
 
 if TYPE_CHECKING:
-    from tidegate.metadata.redis_link import Link
+    from tidegate.metadata.redis.link import Link
 
 log = logging.getLogger("tidegate.metadata")
 

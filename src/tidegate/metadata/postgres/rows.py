@@ -1,6 +1,6 @@
 """What the PostgreSQL store writes to its records: a statement per operation where one can do.
 
-See `postgres_holds` for what such a statement may rely on, and what a `call` is.
+See `holds` for what such a statement may rely on, and what a `call` is.
 """
 
 # ruff: noqa: S608  (made of our own words; what comes from outside is a value)
@@ -11,8 +11,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from tidegate.metadata.encoding import encode
-from tidegate.metadata.postgres_holds import TELL
-from tidegate.metadata.postgres_schema import ROOM
+from tidegate.metadata.postgres.holds import TELL
+from tidegate.metadata.postgres.schema import ROOM
 from tidegate.ports import (
     LeaseLostError,
     OverLimitError,
@@ -26,8 +26,8 @@ from tidegate.protocol.model import Event, Kind, State, Upload
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidegate.metadata.postgres_holds import Holder
-    from tidegate.metadata.postgres_link import Link
+    from tidegate.metadata.postgres.holds import Holder
+    from tidegate.metadata.postgres.link import Link
     from tidegate.ports import Change, Lease, Room
 
 # ------------------------------------------------------------------------------------- inserting

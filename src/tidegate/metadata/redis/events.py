@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tidegate.metadata import redis_scripts as scripts
 from tidegate.metadata.encoding import decode_event, encode
-from tidegate.metadata.redis_link import score
+from tidegate.metadata.redis import scripts
+from tidegate.metadata.redis.link import score
 from tidegate.ports import Counts, Delivery, Undelivered
 from tidegate.protocol.model import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tidegate.metadata.redis_link import Link
+    from tidegate.metadata.redis.link import Link
     from tidegate.protocol.model import Event
 
 

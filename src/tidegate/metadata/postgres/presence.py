@@ -12,17 +12,17 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from tidegate.metadata import postgres_holds as holds
-from tidegate.metadata.postgres_errors import TROUBLE, translate
+from tidegate.metadata.postgres import holds
+from tidegate.metadata.postgres.errors import TROUBLE, translate
 from tidegate.ports import MetadataError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from tidegate.metadata.postgres_address import Address
-    from tidegate.metadata.postgres_leases import Leases
-    from tidegate.metadata.postgres_link import Link
-    from tidegate.metadata.postgres_pool import Pool
+    from tidegate.metadata.postgres.address import Address
+    from tidegate.metadata.postgres.leases import Leases
+    from tidegate.metadata.postgres.link import Link
+    from tidegate.metadata.postgres.pool import Pool
 
 log = logging.getLogger("tidegate.metadata")
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from tidegate.metadata import sqlite_rows as rows
-from tidegate.metadata.sqlite_writer import Operation
+from tidegate.metadata.sqlite import rows
+from tidegate.metadata.sqlite.writer import Operation
 from tidegate.ports import Grant, Lease
 
 if TYPE_CHECKING:
     import asyncio
 
-    from tidegate.metadata.liveness import Liveness
-    from tidegate.metadata.sqlite_readers import Readers
-    from tidegate.metadata.sqlite_writer import Writer
+    from tidegate.metadata.sqlite.liveness import Liveness
+    from tidegate.metadata.sqlite.readers import Readers
+    from tidegate.metadata.sqlite.writer import Writer
     from tidegate.protocol.model import UploadId
 
 # Seconds between two looks at what other processes want of us, while we hold any lease: the port

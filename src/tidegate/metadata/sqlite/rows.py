@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.metadata.encoding import decode_segment, decode_upload
-from tidegate.metadata.sqlite_events import tell
+from tidegate.metadata.sqlite.events import tell
 from tidegate.ports import (
     LeaseLostError,
     OverLimitError,
