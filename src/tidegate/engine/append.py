@@ -67,7 +67,7 @@ async def receive(
         raise
     except anyio.get_cancelled_exc_class():
         with anyio.move_on_after(KEEP_WITHIN, shield=True):
-            await receiver.salvage_cancelled()
+            await (receiver.keep_stored() if held.overdue else receiver.salvage_cancelled())
         raise
     finally:
         await receiver.close()
@@ -370,6 +370,16 @@ class _Receiver:
                 await self.lose_unsynced()
         except (Refusal, DataError, MetadataError) as error:
             log.warning("upload %s: cancelled, not kept yet: %s", self.held.upload.id, error)
+
+    async def keep_stored(self) -> None:
+        """Make count what is stored by now; what fails, and all else, is left to the recovery."""
+        if self._writer is None or self._digest is not None or self.held.in_doubt:
+            return
+        try:
+            upload = await self._stored(await self._writer.progress(), self._writer)
+            await self.held.commit(upload, settled=False, segments=self._segments)
+        except (DataError, MetadataError) as error:
+            log.warning("upload %s: not kept: %s", self.held.upload.id, error)
 
     async def discard(self) -> None:
         """Cut off what came since the last checkpoint: the request is refused."""

@@ -35,6 +35,7 @@ async def complete(
     """
     held.settled = False
     guarded = upload.guarded or core.gate.guards(upload.kind)
+    held.finishing, held.asking = True, guarded
     declared = core.keeps_pieces and upload.length != held.upload.length
     if storage is not None:
         upload = replace(upload, storage=storage)

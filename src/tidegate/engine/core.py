@@ -70,6 +70,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_wait: float = 5.0
     """How long a request waits for the writer at work to let go before it answers 423. A writer
     that is alive needs milliseconds; one that is paused may need for ever."""
+    let_go_within: float = 4.0
+    """How long a writer that was asked to let go may take to store what it has, where that is kept
+    in pieces far away; then it goes without what is not stored. Less than `lease_wait`, so that who
+    asked still gets the upload when the way to there is broken for the writer alone."""
+    complete_rate: int = 256 * 1024 * 1024
+    """... and so many bytes per second a completion is waited for besides: a service takes longer to
+    put many parts together, and nothing is won when it has to begin again."""
     terminate_wait: float = 1.0
     """How long a DELETE waits for it before it takes the upload away from it."""
     assemble_within: float = 3.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -15,7 +15,7 @@ from tidegate.ports import Change, Grant, Held, MetadataError, SyncFailedError
 from tidegate.protocol.model import Kind, State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from tidegate.engine.core import Core
     from tidegate.hooks import UploadRequest
@@ -45,6 +45,12 @@ class Session:
         self.released = False
         self.in_doubt = False
         """A commit was begun, and nobody knows whether it was done: touch no bytes."""
+        self.finishing = False
+        """Its completion is being carried out."""
+        self.asking = False
+        """... and a hook is asked about it."""
+        self.overdue = False
+        """Somebody has wanted it for so long that it is given up, whatever is under way."""
 
     async def commit(
         self,
@@ -146,7 +152,8 @@ async def session(core: Core, upload_id: UploadId, *, ask: bool = True) -> Async
     """Hold an upload, with its record and its bytes in agreement.
 
     With `ask` a writer at work is asked to let go; without, it is left alone. Raises Refusal
-    (locked) when it cannot be had, and what the stores raise.
+    (locked) when it cannot be had, or was wanted for too long (`Settings.let_go_within`), and what
+    the stores raise.
     """
     if ask:
         grant = await acquire(core, upload_id, core.settings.lease_wait)
@@ -157,11 +164,49 @@ async def session(core: Core, upload_id: UploadId, *, ask: bool = True) -> Async
         raise locked()
     held = Session(core, grant)
     try:
-        if not held.settled:
-            await recover(core, held)
-        yield held
+        # What goes on behind the requests, nobody waits for.
+        with _letting_go(core, held, late=ask and core.keeps_pieces) as scope:
+            if not held.settled:
+                await recover(core, held)
+            yield held
+        if scope.cancelled_caught:
+            log.warning("upload %s: wanted elsewhere, and not stored in time", upload_id)
+            raise locked()
     finally:
         await held.end()
+
+
+@contextmanager
+def _letting_go(core: Core, held: Session, *, late: bool) -> Iterator[anyio.CancelScope]:
+    """With `late`, what is cancelled when it goes on for too long after somebody wanted the upload.
+
+    Only where pieces are stored far away: what a writer waits for may be a way to there that is
+    broken here, and nowhere else. What it has stored counts; the next one does without the rest.
+    """
+    with anyio.CancelScope() as scope:
+        if not late:
+            yield scope
+            return
+        watching = anyio.CancelScope()
+        core.spawn(_give_up_late, core, held, watching, scope)
+        try:
+            yield scope
+        finally:
+            watching.cancel()
+
+
+async def _give_up_late(
+    core: Core, held: Session, watching: anyio.CancelScope, scope: anyio.CancelScope
+) -> None:
+    with watching:
+        await held.wanted.wait()
+        await anyio.sleep(core.settings.let_go_within)
+        if held.finishing:
+            await anyio.sleep(held.upload.offset / core.settings.complete_rate)
+        # A hook may take its time, and is not asked again and again.
+        if not held.asking:
+            held.overdue = True
+            scope.cancel()
 
 
 async def recover(core: Core, held: Session) -> None:

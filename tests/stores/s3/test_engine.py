@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -14,7 +14,7 @@ from tests.stores.s3.conftest import PART
 from tests.support.bodies import NOTHING, ScriptedBody
 from tests.support.faulty import FaultyMetadata
 from tests.support.logs import logs_kept
-from tests.support.s3_faults import Faults
+from tests.support.s3_faults import Asked, Faults
 from tests.support.s3_server import S3Server
 
 from tidegate.engine.core import Settings
@@ -22,7 +22,7 @@ from tidegate.engine.engine import Engine
 from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.ports import BodyEnd, DataError, MetadataError
 from tidegate.protocol.commands import Append, Checksum, Create, Download, Inspect, Payload
-from tidegate.protocol.errors import Refusal
+from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.model import Kind, UploadId
 from tidegate.protocol.results import Created, Inspected, Readable
 from tidegate.testing import FakeClock
@@ -136,6 +136,98 @@ class Sender:
         except Refusal:
             return
         self.shown = max(self.shown, upload.offset + len(sent) if end is BodyEnd.WHOLE else 0)
+
+
+@pytest.mark.parametrize("checked", [False, True])
+async def test_a_writer_whose_way_to_the_bucket_is_broken_lets_go(
+    *, checked: bool, way: tuple[S3Server, Faults], request: pytest.FixtureRequest
+) -> None:
+    """What it has stored counts; who wants the upload goes on without the rest."""
+    data = random.Random(8).randbytes(PART + 1000)
+    stuck, over = anyio.Event(), anyio.Event()
+
+    async def stick(_asked: Asked, _go: Callable[[], Awaitable[bytes]]) -> bytes:
+        stuck.set()
+        await over.wait()
+        return b""
+
+    way[1].add("PutTail", stick)
+    store = way[0].store(
+        request.node.name, least_part=PART, part_size=PART, memory=8 * PART, uniform_parts=False
+    )
+    settings = Settings(sweep_every=1e6, let_go_within=0.2)
+    async with Engine(store, MemoryMetadataStore(), settings=settings) as engine:
+        created = await engine.handle(Create(length=len(data) + 1), NOTHING)
+        assert isinstance(created, Created)
+        upload_id = created.upload.id
+        checksum = Checksum("sha1", hashlib.sha1(data).digest()) if checked else None
+
+        async def append(offset: int, more: bytes, checksum: Checksum | None = None) -> None:
+            payload = Payload(length=len(more), checksum=checksum)
+            command = Append(id=upload_id, offset=offset, payload=payload)
+            await engine.handle(command, ScriptedBody(more))
+
+        async def refused() -> None:
+            with pytest.raises(Refusal) as raised:
+                await append(0, data, checksum)
+            assert raised.value.code is Code.LOCKED
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(refused)
+                await stuck.wait()
+                if checked:
+                    # A HEAD does not interrupt it.
+                    await append(0, b"")
+                result = await engine.handle(Inspect(id=upload_id), NOTHING)
+                assert isinstance(result, Inspected)
+                offset = 0 if checked else PART
+                assert result.upload.offset == offset
+            await append(offset, data[offset:] + b"x")
+        result = await engine.handle(Inspect(id=upload_id), NOTHING)
+        assert isinstance(result, Inspected)
+        assert result.upload.complete
+        read = [chunk async for chunk in engine.read(result.upload, 0, len(data))]
+        assert b"".join(read) == data
+        over.set()
+
+
+async def test_a_completion_that_does_not_end_is_carried_out_by_the_next(
+    way: tuple[S3Server, Faults], request: pytest.FixtureRequest
+) -> None:
+    stuck, over = anyio.Event(), anyio.Event()
+
+    async def stick(_asked: Asked, _go: Callable[[], Awaitable[bytes]]) -> bytes:
+        stuck.set()
+        await over.wait()
+        return b""
+
+    way[1].add("CompleteMultipartUpload", stick)
+    data = random.Random(9).randbytes(PART + 1000)
+    store = way[0].store(request.node.name, least_part=PART, part_size=PART, memory=8 * PART)
+    settings = Settings(sweep_every=1e6, let_go_within=0.2)
+    async with Engine(store, MemoryMetadataStore(), settings=settings) as engine:
+        created = await engine.handle(Create(length=len(data)), NOTHING)
+        assert isinstance(created, Created)
+
+        async def refused() -> None:
+            payload = Payload(length=len(data))
+            with pytest.raises(Refusal) as raised:
+                await engine.handle(
+                    Append(id=created.upload.id, payload=payload), ScriptedBody(data)
+                )
+            assert raised.value.code is Code.LOCKED
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(refused)
+                await stuck.wait()
+                result = await engine.handle(Inspect(id=created.upload.id), NOTHING)
+        assert isinstance(result, Inspected)
+        assert result.upload.complete
+        read = [chunk async for chunk in engine.read(result.upload, 0, len(data))]
+        assert b"".join(read) == data
+        over.set()
 
 
 @pytest.mark.parametrize("seed", range(6))

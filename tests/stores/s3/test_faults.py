@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
 from msgspec.structs import replace
 from tests.stores.s3.conftest import PART, Kept, MakeStore
 from tests.support.s3_faults import Asked, Faults, refusal
-from tests.support.s3_server import BUCKET, S3Server
+from tests.support.s3_server import BUCKET, S3Server, free_ports
 
-from tidegate.ports import BytesMissingError, DataError
+from tidegate.ports import BytesMissingError, DataError, Flushed, LeaseLostError
 from tidegate.stores.s3.store import S3Store
 from tidegate.stores.s3.writer import S3Writer
+from tidegate.testing.data import Journal
 
 pytestmark = pytest.mark.anyio
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+    finally:
+        writer.close()
 
 
 async def send(writer: S3Writer, data: bytes) -> None:
@@ -50,6 +61,49 @@ async def test_what_passes_is_tried_again(
     await kept.append(b"x")
     await kept.finish()
     assert await kept.read() == DATA + b"x"
+
+
+async def test_a_service_that_nobody_reaches_for_a_moment(swift_server: S3Server) -> None:
+    """Connections are refused: as a broken one, that passes."""
+    [port] = free_ports(1)
+    target = urlsplit(swift_server.endpoint)
+    reach = S3Server(f"http://127.0.0.1:{port}").store("refused")
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, upstream = await asyncio.open_connection(target.hostname, target.port)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_pump, reader, upstream)
+            tasks.start_soon(_pump, answers, writer)
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reach.open)
+            while reach.client.requests < 2:
+                await anyio.sleep(0.01)
+            listener = await asyncio.start_server(pass_on, "127.0.0.1", port)
+        await reach.close()
+        listener.close()
+        await listener.wait_closed()
+
+
+class Overtaken(Journal):
+    """The lease was lost after the pieces were read."""
+
+    async def hold(self) -> None:
+        raise LeaseLostError("one")
+
+
+async def test_a_tail_that_is_gone_since_another_took_over_is_no_loss(store: S3Store) -> None:
+    kept = Kept(store, len(DATA))
+    await kept.append(DATA[:10])
+    late = Overtaken()
+    late.commit(kept.record, Flushed(10, tuple(await kept.pieces())))
+    upload = kept.journal.record(kept.record)
+    await store.client.delete([kept_piece.storage["tail"] for kept_piece in await kept.pieces()])
+    with pytest.raises(LeaseLostError):
+        await store.writer(upload, late)
+    with pytest.raises(BytesMissingError, match="was deleted"):
+        await store.writer(upload, kept.journal)
 
 
 @pytest.mark.parametrize("status", [0, 500])

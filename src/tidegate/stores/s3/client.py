@@ -24,6 +24,7 @@ from aiobotocore.session import AioSession
 from anyio import to_thread
 from botocore import handlers
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NoConnectionError
 
 from tidegate.ports import BytesMissingError, DataError
 from tidegate.stores.s3.options import Checksums, S3Options
@@ -473,8 +474,9 @@ def _translated(bucket: str, operation: str, error: Exception) -> tuple[DataErro
                 f"{what}: not allowed ({code}): see what the credentials may do"
             ), False
         return DataError(message), False
-    # Of what the SDK itself finds wrong, only what concerns a connection can pass.
-    again = isinstance(error, (HTTPClientError, aiohttp.ClientError, OSError))
+    # Of what the SDK itself finds wrong, only what concerns a connection can pass. (One that was
+    # not made is no HTTPClientError.)
+    again = isinstance(error, (NoConnectionError, HTTPClientError, aiohttp.ClientError, OSError))
     reason = "no answer in time" if isinstance(error, TimeoutError) else str(error)
     failure = DataError(f"{what}: {reason or type(error).__name__}")
     failure.__cause__ = error

@@ -142,6 +142,8 @@ class S3Store:
         segments = await fence.segments()
         found = pieces(upload, segments)
         if found and not await self._is_there(upload, found[-1]):
+            # By who has the upload now, if that is not us any more: then all is well.
+            await fence.hold()
             raise BytesMissingError(f"what is stored of upload {upload.id} was deleted")
         writer = S3Writer(self, upload, fence, found, Told(segments))
         self._writers.setdefault(upload.id, set()).add(writer)
