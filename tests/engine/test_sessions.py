@@ -8,7 +8,9 @@ import anyio
 import pytest
 from tests.engine.stage import Stage, beside, reached, refused, sha1, until
 from tests.support.bodies import Pause
+from tests.support.faulty import FaultyPieceStore
 
+from tidegate.hooks import Hooks
 from tidegate.ports import (
     BytesBusyError,
     DataError,
@@ -251,6 +253,49 @@ async def test_a_writer_that_does_not_let_go(ask: str) -> None:
         assert refusals[0].retry_after
         pause.go.set()
         assert (await request.answer()).offset == 2
+
+
+@pytest.mark.parametrize("error", [None, UnavailableError("away")])
+async def test_a_writer_far_from_its_pieces_is_given_up(error: Exception | None) -> None:
+    """What it has stored counts if that can be said; whoever asked gets the upload in any case."""
+    async with (
+        Stage(store=FaultyPieceStore, let_go_within=0.01).open() as s,
+        beside() as start,
+    ):
+        upload, pause = await s.create(10), Pause()
+        request = start(s.append, upload.id, 0, b"ab", pause, size=9, deaf=True)
+        await reached(pause.reached)
+        if error is not None:
+            # The first is the writer's, of the piece that it reserved.
+            s.metadata.faults.fail("commit", error)
+        assert (await s.head(upload.id)).offset == 2
+        assert await request.answer() is Code.LOCKED
+
+
+async def test_a_hook_that_is_asked_about_pieces_is_waited_for() -> None:
+    asked, answer = anyio.Event(), anyio.Event()
+
+    async def before_complete(*_: object) -> None:
+        asked.set()
+        await answer.wait()
+
+    hooks = {"hooks": Hooks(before_complete=before_complete)}
+    async with (
+        Stage(store=FaultyPieceStore, let_go_within=0.0, options=hooks).open() as s,
+        beside() as start,
+    ):
+        upload = await s.create(2)
+        request = start(s.append, upload.id, 0, b"ab")
+        await reached(asked)
+        other = start(s.head, upload.id)
+        await until(lambda: "request_release" in s.metadata.faults.calls)
+        # It was given its time, and was left alone.
+        for _ in range(50):
+            await anyio.sleep(0)
+        assert not request.done.is_set()
+        answer.set()
+        assert (await request.answer()).complete
+        assert (await other.answer()).complete
 
 
 async def test_what_cannot_be_accepted_does_not_disturb_the_writer() -> None:

@@ -205,7 +205,7 @@ class FaultyStore:
 class FaultyPieceStore(FaultyStore):
     """One that keeps pieces beside what the inner one stores, and says so in the record.
 
-    Each writer reserves the name of a piece; what it flushes is that piece.
+    Each writer reserves the name of a piece before it writes; what it flushes is that piece.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -213,12 +213,8 @@ class FaultyPieceStore(FaultyStore):
         self.left_over: list[Stored] = []
 
     async def writer(self, upload: Upload, fence: Fence) -> Writer:
-        before = await fence.segments()
-        await fence.reserve({**upload.storage, "next": len(before) + 1})
-        piece = {"piece": len(before)}
-        length = (upload.length or 0) - upload.offset
-        self.pieces = (Segment(len(before), upload.offset, length, piece),)
-        return await super().writer(upload, fence)
+        writer = await super().writer(upload, fence)
+        return FaultyPieceWriter(self, writer, upload, fence)
 
     def speaks_of(self, upload: Upload, segments: Sequence[Segment], stored: Stored) -> bool:
         return stored.place in {f"piece {segment.index}" for segment in segments}
@@ -285,6 +281,27 @@ class FaultyWriter:
         # Also when the process is dead: the kernel closes what it had open.
         self.closed = True
         await self.inner.close()
+
+
+class FaultyPieceWriter(FaultyWriter):
+    def __init__(
+        self, store: FaultyPieceStore, inner: Writer, upload: Upload, fence: Fence
+    ) -> None:
+        super().__init__(store, inner)
+        self._upload = upload
+        self._fence = fence
+        self._reserved = False
+
+    async def write(self, chunks: Sequence[Buffer], digest: Digest | None = None) -> None:
+        if not self._reserved:
+            self._reserved = True
+            before = await self._fence.segments()
+            storage = {**self._upload.storage, "next": len(before) + 1}
+            await self._fence.reserve(storage)
+            length = (self._upload.length or 0) - self._upload.offset
+            piece = Segment(len(before), self._upload.offset, length, {"piece": len(before)})
+            self._store.pieces = (piece,)
+        await super().write(chunks, digest)
 
 
 class FaultyMetadata:
