@@ -11,6 +11,7 @@ import httpx
 import pytest
 from examples.fastapi_app import create_app
 from tests.support.exchange import STREAM, TUS
+from tests.support.logs import logs_kept
 from tusclient.client import TusClient
 
 from tidegate.asgi import Tidegate
@@ -111,10 +112,11 @@ async def test_a_listener_that_never_takes_it() -> None:
     async def on_event(_delivery: Delivery) -> None:
         raise OSError("not now")
 
-    async with served(on_event=[on_event]) as server:
-        await upload(server.url, b"tidal", {})
-        with pytest.raises(TimeoutError):
-            await told(server.app, within=0.05)
+    with logs_kept():
+        async with served(on_event=[on_event]) as server:
+            await upload(server.url, b"tidal", {})
+            with pytest.raises(TimeoutError):
+                await told(server.app, within=0.05)
 
 
 async def test_a_test_that_fails_ends_the_server() -> None:
