@@ -30,7 +30,7 @@ from tidegate.transports.native.chunked import Counted
 from tidegate.transports.native.parser import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tidegate.ports import Splice, Store
     from tidegate.transports.native.chunked import Framer
@@ -95,8 +95,8 @@ def burst(
             if pieces := framer.feed(data):
                 store(pieces)
         if fd >= 0 and not framer.done:
-            taker = _taker(fd, framer, store, splice)
-            _drain(fd, framer, taker, stopped, done)
+            with _taking(fd, framer, store, splice) as take:
+                _drain(fd, framer, take, stopped, done)
     except Rejected as rejected:
         done.rejected = rejected
         if rejected.before:
@@ -132,15 +132,28 @@ def _drain(
             return
 
 
-def _taker(fd: int, framer: Framer, store: Store, splice: Splice | None) -> Callable[[], int]:
+@contextlib.contextmanager
+def _taking(
+    fd: int, framer: Framer, store: Store, splice: Splice | None
+) -> Iterator[Callable[[], int]]:
     """What takes bytes from `fd` to the store, and says how many; 0 at its end.
 
     It raises BlockingIOError when there are none.
     """
     copy = functools.partial(_copy, fd, framer, store, _buffer())
     if splice is None or not isinstance(framer, Counted) or not hasattr(os, "splice"):
-        return copy
-    return functools.partial(_splice, fd, framer, splice, copy)
+        yield copy
+        return
+    # Of this burst alone: what a writer that fails leaves in it is nobody's.
+    out_of, into = os.pipe2(os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            # Where a user's pipes are at their limit it stays smaller, and is as good.
+            fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, PIPE)
+        yield functools.partial(_splice, fd, into, out_of, framer, splice, copy)
+    finally:
+        os.close(into)
+        os.close(out_of)
 
 
 def _copy(fd: int, framer: Framer, store: Store, buffer: memoryview) -> int:
@@ -156,53 +169,19 @@ def _copy(fd: int, framer: Framer, store: Store, buffer: memoryview) -> int:
     return count
 
 
-def _splice(fd: int, framer: Counted, splice: Splice, copy: Callable[[], int]) -> int:
-    pipe = _pipe()
+def _splice(
+    fd: int, into: int, out_of: int, framer: Counted, splice: Splice, copy: Callable[[], int]
+) -> int:
     try:
-        count = os.splice(fd, pipe.into, framer.want(pipe.size), flags=os.SPLICE_F_NONBLOCK)
+        count = os.splice(fd, into, framer.want(PIPE), flags=os.SPLICE_F_NONBLOCK)
     except BlockingIOError:
         raise
     except OSError as error:
         return copy() if error.errno in NO_SPLICE else 0
     if count:
         framer.skip(count)
-        try:
-            splice(pipe.out_of, count)
-        except BaseException:
-            # What is left in it is nobody's.
-            _local.pipe = None
-            pipe.close()
-            raise
+        splice(out_of, count)
     return count
-
-
-class _Pipe:
-    """A thread's own, for bytes that go from a socket to a file without being copied."""
-
-    def __init__(self) -> None:
-        self.out_of, self.into = os.pipe2(os.O_CLOEXEC)
-        self._ends = [self.out_of, self.into]
-        self.size = BUFFER
-        with contextlib.suppress(OSError):
-            # Where a user's pipes are at their limit it stays smaller, and is as good.
-            self.size = fcntl.fcntl(self.into, fcntl.F_SETPIPE_SZ, PIPE)
-
-    def close(self) -> None:
-        """Close both ends. May be called twice."""
-        while self._ends:
-            os.close(self._ends.pop())
-
-    def __del__(self) -> None:
-        # With its thread.
-        self.close()
-
-
-def _pipe() -> _Pipe:
-    """The calling thread's own."""
-    found: _Pipe | None = getattr(_local, "pipe", None)
-    if found is None:
-        found = _local.pipe = _Pipe()
-    return found
 
 
 def _buffer() -> memoryview:
