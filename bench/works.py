@@ -507,7 +507,11 @@ def load_sources(tidegate: Tidegate) -> str:
         [*tidegate.python, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     root = Path(done.stdout.strip())
-    files = [HERE / "fill.py", root / "protocol" / "model.py", *sorted(root.glob("metadata/**/*.py"))]
+    files = [
+        HERE / "fill.py",
+        root / "protocol" / "model.py",
+        *sorted(root.glob("metadata/**/*.py")),
+    ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
