@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, cast
 
 import pytest
 from tests.interop.drivers import Drivers
 from tests.interop.matrix import CASES, CLIENTS, Client, versions
 from tests.interop.stage import SIZE, Stage
+from tests.support.postgres import Postgres
 from tests.support.proxy import CuttingProxy
+from tests.support.s3_server import BUCKET, ENVIRONMENT
 from tests.support.server import ServerProcess
+from tests.support.swift import swift
+from tests.support.valkey import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+STORES = os.environ.get("TIDEGATE_STORES", "local+sqlite")
+"""local or s3, and sqlite, postgresql or redis, where clients upload to."""
 
 OUTCOMES = pytest.StashKey[dict[tuple[str, str], str]]()
 
@@ -41,18 +51,57 @@ def drivers(
         yield found
 
 
+class InBucket(ServerProcess):
+    """One that keeps its data in a bucket."""
+
+    def argv(self) -> list[str]:
+        """See ServerProcess."""
+        place = f"s3://{BUCKET}/interop"
+        return [place if word == str(self.data) else word for word in super().argv()]
+
+
+MakeServer = Callable[..., ServerProcess]
+
+
 @pytest.fixture(scope="session")
-def lasting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def make_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeServer]:
+    """Servers on the stores that TIDEGATE_STORES names: see STORES."""
+    data, _, metadata = STORES.partition("+")
+    flags: list[str] = []
+    environment: dict[str, str] = {}
+    with ExitStack() as stack:
+        if metadata == "postgresql":
+            postgres = stack.enter_context(closing(Postgres()))
+            postgres.start()
+            # So that a server that was killed is not waited for.
+            flags += ["--metadata", postgres.url("interop", heartbeat=0.2, ttl=1)]
+        elif metadata == "redis":
+            valkey = stack.enter_context(running())
+            flags += ["--metadata", valkey.url("interop", heartbeat="0.2", lease_ttl="1")]
+        if data == "s3":
+            bucket = stack.enter_context(swift(tmp_path_factory.mktemp("swift"))).make_bucket()
+            flags += ["--s3-endpoint", bucket.endpoint, "--s3-path-style"]
+            environment |= ENVIRONMENT
+
+        def make(*more: str) -> ServerProcess:
+            kind = InBucket if data == "s3" else ServerProcess
+            return kind(tmp_path_factory.mktemp("data"), *flags, *more, env=environment)
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def lasting_server(make_server: MakeServer) -> Iterator[ServerProcess]:
     """A server for all tests that leave it running."""
-    with ServerProcess(tmp_path_factory.mktemp("data")) as server:
+    with make_server() as server:
         yield server
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[ServerProcess]:
+def own_server(make_server: MakeServer) -> Iterator[ServerProcess]:
     """A server that the test may stop, kill and start again."""
     # A line that is held is a request that never finishes: a stop need not wait for it long.
-    with ServerProcess(tmp_path / "data", "--shutdown-timeout", "1s") as server:
+    with make_server("--shutdown-timeout", "1s") as server:
         yield server
 
 
