@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 import pytest
+from msgspec.structs import replace
 from tests.support.bodies import ScriptedBody
+from tests.support.faulty import FaultyStore
 
 from tidegate.engine.engine import Engine
 from tidegate.engine.measured import measured_data, measured_metadata
@@ -22,34 +26,40 @@ from tidegate.measures import (
 from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import (
+    BlockingWriter,
     BytesBusyError,
     Change,
     DataError,
     FileStore,
     LeaseLostError,
+    LinkStore,
     MetadataError,
     NoSpaceError,
     PieceStore,
     ProbedStore,
     QueuedStore,
+    SplicingWriter,
     UnavailableError,
     UploadExistsError,
     WholeStore,
 )
 from tidegate.protocol.commands import Append, Create, Inspect, Payload, Terminate
-from tidegate.protocol.model import UploadId
+from tidegate.protocol.model import Upload, UploadId
 from tidegate.protocol.results import Created
 from tidegate.stores.local import LocalStore
 from tidegate.stores.memory import MemoryStore
+from tidegate.stores.s3.store import S3Store
+from tidegate.testing.data import ALONE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from tidegate.protocol.model import Upload
+    from tidegate.ports import Digest, Fence
 
 pytestmark = pytest.mark.anyio
 
-OPTIONAL = (FileStore, PieceStore, ProbedStore, QueuedStore, WholeStore)
+OPTIONAL = (FileStore, LinkStore, PieceStore, ProbedStore, QueuedStore, WholeStore)
 
 
 def count(measures: Measures, store: str, operation: str) -> float:
@@ -64,7 +74,7 @@ def errors(measures: Measures, store: str, operation: str) -> float:
 
 def test_a_store_can_do_what_it_could(tmp_path: Path) -> None:
     """Also what is found out by looking at it."""
-    for store in (LocalStore(tmp_path), MemoryStore()):
+    for store in (LocalStore(tmp_path), MemoryStore(), S3Store("bucket")):
         found = measured_data(store, Measures())
         for port in OPTIONAL:
             assert isinstance(found, port) is isinstance(store, port), port
@@ -179,3 +189,83 @@ async def test_a_recovery_and_a_takeover_are_counted() -> None:
         await metadata.acquire(second.id)  # and never let go
         await engine.handle(Terminate(id=UploadId(second.id)), ScriptedBody(b""))
         assert measures.totals()[TAKEOVERS.start] == 1
+
+
+async def test_what_threads_write_is_counted_when_the_task_looks(tmp_path: Path) -> None:
+    measures = Measures()
+    store = measured_data(LocalStore(tmp_path), measures)
+    await store.open()
+    made = Upload(id=UploadId("one"), length=6, created_at=0, active_at=0)
+    made = replace(made, storage=store.place(made))
+    writer = await store.writer(made, ALONE)
+    assert isinstance(writer, SplicingWriter)
+    out_of, into = os.pipe()
+    os.write(into, b"def")
+
+    def write() -> None:
+        writer.write_blocking([b"abc"])
+        writer.splice_blocking(out_of, 3)
+
+    await anyio.to_thread.run_sync(write)
+    assert count(measures, "data", "write") == 0
+    assert (await writer.progress()).offset == 6
+    assert count(measures, "data", "write") == 2
+    await writer.close()
+    for end in out_of, into:
+        os.close(end)
+    await store.close()
+
+
+@pytest.mark.parametrize("size", [3, 6])
+async def test_a_store_without_threads_is_counted_too(size: int) -> None:
+    measures = Measures()
+    store = measured_data(FaultyStore(MemoryStore()), measures)
+    made = Upload(id=UploadId("one"), length=6, created_at=0, active_at=0)
+    writer = await store.writer(made, ALONE)
+    assert not isinstance(writer, BlockingWriter)
+    await writer.write([b"x" * size])
+    assert (await writer.progress()).offset == size
+    await writer.close()
+    assert count(measures, "data", "write") == 1
+
+
+class OneThread:
+    """A writer that threads can write to, and not splice."""
+
+    def __init__(self) -> None:
+        self.written = 0
+
+    def write_blocking(self, chunks: Sequence[bytes], digest: Digest | None = None) -> None:
+        self.written += sum(map(len, chunks))
+
+
+async def test_a_writer_that_cannot_splice_still_cannot() -> None:
+    class Store(MemoryStore):
+        async def writer(self, upload: Upload, fence: Fence) -> Any:
+            return OneThread()
+
+    store = measured_data(Store(), Measures())
+    made = Upload(id=UploadId("one"), created_at=0, active_at=0)
+    writer = await store.writer(made, ALONE)
+    assert isinstance(writer, BlockingWriter)
+    assert not hasattr(writer, "splice_blocking")
+
+
+async def test_a_store_that_has_a_probe_is_probed() -> None:
+    probed: list[str] = []
+
+    class Store(MemoryStore):
+        async def probe(self) -> None:
+            probed.append("data")
+
+    class Records(MemoryMetadataStore):
+        async def probe(self) -> None:
+            probed.append("metadata")
+
+    async with Engine(Store(), Records(), tending=False) as engine:
+        await engine.probe_data()
+        await engine.probe_metadata()
+    async with Engine(MemoryStore(), MemoryMetadataStore(), tending=False) as engine:
+        await engine.probe_data()
+        await engine.probe_metadata()
+    assert probed == ["data", "metadata"]

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OPTIONAL: Final = ("open_file", "speaks_of", "probe", "queued")
-"""What makes a store one of `ports.FileStore`, `PieceStore`, `ProbedStore`, `QueuedStore`. (And
+OPTIONAL: Final = ("open_file", "link", "speaks_of", "probe", "queued")
+"""What makes a store one of `ports.FileStore`, `LinkStore`, `PieceStore`, `ProbedStore`, `QueuedStore`. (And
 `store_whole` a WholeStore, which is measured.)"""
 
 
