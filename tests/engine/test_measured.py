@@ -44,7 +44,7 @@ from tidegate.ports import (
     WholeStore,
 )
 from tidegate.protocol.commands import Append, Create, Inspect, Payload, Terminate
-from tidegate.protocol.model import Upload, UploadId
+from tidegate.protocol.model import State, Upload, UploadId
 from tidegate.protocol.results import Created
 from tidegate.stores.local import LocalStore
 from tidegate.stores.memory import MemoryStore
@@ -227,6 +227,22 @@ async def test_a_store_without_threads_is_counted_too(size: int) -> None:
     assert (await writer.progress()).offset == size
     await writer.close()
     assert count(measures, "data", "write") == 1
+
+
+async def test_what_is_copied_is_counted() -> None:
+    measures = Measures()
+    store = measured_data(MemoryStore(), measures)
+    part, final = (
+        Upload(id=UploadId(name), length=3, created_at=0, active_at=0) for name in ("part", "final")
+    )
+    writer = await store.writer(part, ALONE)
+    await writer.write([b"abc"])
+    await writer.close()
+    writer = await store.writer(final, ALONE)
+    await writer.copy(replace(part, offset=3, state=State.COMPLETE), 0, 3)
+    assert writer.offset == 3
+    await writer.close()
+    assert count(measures, "data", "copy") == 1
 
 
 class OneThread:
