@@ -10,6 +10,7 @@ from tests.engine.stage import Stage, beside, reached, refused, sha1, until
 from tests.support.bodies import Pause
 from tests.support.faulty import FaultyPieceStore
 
+from tidegate.engine.tending import sync_all
 from tidegate.hooks import Hooks
 from tidegate.ports import (
     BytesBusyError,
@@ -39,7 +40,7 @@ async def _crashed(
     async with stage.open() as s, beside() as start:
         upload, pause = await s.create(length, b"ab"), Pause()
         if synced:  # else the next engine sees to it at once
-            await s.engine._sync_all()
+            await sync_all(s.engine._core)
         start(
             s.append,
             upload.id,

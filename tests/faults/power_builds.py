@@ -40,7 +40,7 @@ OUT_OF_SIGHT = frozenset(
         # Before a hook is asked about a whole upload: no scenario has one yet. Without them a loss
         # of power while it is asked takes the upload back, and nobody was told that it was whole.
         "engine/completion.py _finished: sync",
-        "engine/sessions.py Session.sync: _sync",
+        "engine/sessions.py Session.sync: sync",
         "engine/sessions.py Session.sync: commit",
     ]
 )

@@ -28,8 +28,6 @@ from tidegate.protocol.fields import render_metadata
 from tidegate.protocol.model import EventType, Kind, Upload, UploadId
 from tidegate.protocol.results import Created
 
-UNCHANGED = Changes()
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -63,7 +61,7 @@ async def create(
     plan = decide.create(case)
     upload = _new(core, case, plan)
     changes = await core.gate.before_create(request, upload)
-    if changes != UNCHANGED:
+    if changes is not None:
         upload = _changed(core, upload, changes)
         # It may be less than was allowed so far.
         plan = decide.create(replace(case, max_size=changes.max_size))

@@ -107,7 +107,7 @@ class Session:
         """
         if not self._core.durable or not upload.boot_id:
             return upload
-        await _sync(self._core, self, upload)
+        await sync(self._core, self, upload)
         self._core.unsynced.discard(upload.id)
         synced = replace(upload, synced_offset=upload.offset, boot_id="")
         return await self.commit(synced, settled=False, durable=True)
@@ -252,7 +252,7 @@ async def go_back(
         await core.data.truncate(upload, keep, held)
     synced = min(upload.synced_offset, keep)
     if core.acks_durable and synced < keep:
-        synced = await _sync(core, held, replace(upload, offset=keep))
+        synced = await sync(core, held, replace(upload, offset=keep))
     recovered = replace(
         upload,
         offset=keep,
@@ -269,7 +269,11 @@ async def go_back(
     held.settled = True
 
 
-async def _sync(core: Core, held: Session, upload: Upload) -> int:
+async def sync(core: Core, held: Session, upload: Upload) -> int:
+    """Sync an upload's bytes: how many from its start survive a loss of power then.
+
+    Raises SyncFailedError, and what the store raises.
+    """
     writer = await core.data.writer(upload, held)
     try:
         return await writer.sync()
