@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import secrets
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from msgspec.structs import replace
 
+from tidegate.metadata.paging import paged
 from tidegate.metadata.postgres import events as postgres_events
 from tidegate.metadata.postgres import holds, rows
 from tidegate.metadata.postgres import lists as postgres_lists
@@ -304,22 +304,17 @@ class PostgresMetadataStore:
         """Final uploads that are still receiving: all, or those that need `part`."""
         return await self._run(lambda link: postgres_lists.pending_finals(link, part))
 
-    async def uploads(
+    def uploads(
         self, *, state: State | None = None, kind: Kind | None = None
     ) -> AsyncIterator[Upload]:
         """All records (of a state, of a kind) by id. What changes meanwhile may be missed."""
-        after = ""
-        while True:
-            page = await self._run(
-                functools.partial(
-                    postgres_lists.uploads_after, after=after, state=state, kind=kind, limit=_PAGE
-                )
+
+        def page(after: str) -> Awaitable[list[Upload]]:
+            return self._run(
+                lambda link: postgres_lists.uploads_after(link, after, state, kind, _PAGE)
             )
-            for upload in page:
-                yield upload
-            if len(page) < _PAGE:
-                return
-            after = page[-1].id
+
+        return paged("", page, lambda upload: upload.id)
 
     async def expired(self, now: float, limit: int) -> list[UploadId]:
         """Uploads whose time is up, that nobody holds alive; oldest first. See the port."""
@@ -360,15 +355,13 @@ class PostgresMetadataStore:
             lambda link: postgres_events.postpone(link, sequence, due_at, done), once=True
         )
 
-    async def events(self) -> AsyncIterator[Undelivered]:
+    def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""
-        after = 0
-        while page := await self._run(
-            functools.partial(postgres_events.events, after=after, limit=_PAGE)
-        ):
-            for undelivered in page:
-                yield undelivered
-            after = page[-1].delivery.sequence
+
+        def page(after: int) -> Awaitable[list[Undelivered]]:
+            return self._run(lambda link: postgres_events.events(link, after, _PAGE))
+
+        return paged(0, page, lambda undelivered: undelivered.delivery.sequence)
 
     async def replay(self, sequence: int) -> bool:
         """Have an event that was given up delivered after all. See the port."""

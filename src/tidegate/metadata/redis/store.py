@@ -23,6 +23,7 @@ import anyio
 from msgspec.structs import replace
 
 from tidegate.metadata.encoding import decode_segment, decode_upload, encode
+from tidegate.metadata.paging import paged
 from tidegate.metadata.redis import events as redis_events
 from tidegate.metadata.redis import opening as redis_opening
 from tidegate.metadata.redis import scripts
@@ -48,7 +49,7 @@ from tidegate.protocol.lifecycle import may_expire
 from tidegate.protocol.model import Kind, UploadId
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 
     from tidegate.metadata.redis.link import Once
     from tidegate.ports import Change, Counts, Delivery, MetadataStore, Room, Undelivered
@@ -334,13 +335,13 @@ class RedisMetadataStore:
         """Delivery failed: try again at `due_at`; None: give it up."""
         await redis_events.postpone(self._open, sequence, due_at, done)
 
-    async def events(self) -> AsyncIterator[Undelivered]:
+    def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""
-        after = 0
-        while page := await redis_events.events(self._open, after, _PAGE):
-            for undelivered in page:
-                yield undelivered
-            after = page[-1].delivery.sequence
+
+        def page(after: int) -> Awaitable[list[Undelivered]]:
+            return redis_events.events(self._open, after, _PAGE)
+
+        return paged(0, page, lambda undelivered: undelivered.delivery.sequence)
 
     async def replay(self, sequence: int) -> bool:
         """Have an event that was given up delivered after all. See the port."""

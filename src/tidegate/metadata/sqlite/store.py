@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import sqlite3
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +16,7 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from tidegate.metadata.encoding import decode_upload, encode
+from tidegate.metadata.paging import paged
 from tidegate.metadata.sqlite import events as sqlite_events
 from tidegate.metadata.sqlite import rows, schema
 from tidegate.metadata.sqlite.leases import Leases
@@ -37,7 +37,7 @@ from tidegate.ports import (
 from tidegate.protocol.capabilities import Capability
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from tidegate.ports import Change, Counts, MetadataStore, Room, Undelivered
@@ -295,22 +295,15 @@ class SQLiteMetadataStore:
         """Final uploads that are still receiving: all, or those that need `part`."""
         return await self._in_thread(lambda db: rows.pending_finals(db, part))
 
-    async def uploads(
+    def uploads(
         self, *, state: State | None = None, kind: Kind | None = None
     ) -> AsyncIterator[Upload]:
         """All records (of a state, of a kind) by id. What changes meanwhile may be missed."""
-        after = ""
-        while True:
-            page = await self._in_thread(
-                functools.partial(
-                    rows.uploads_after, after=after, state=state, kind=kind, limit=_PAGE
-                )
-            )
-            for upload in page:
-                yield upload
-            if len(page) < _PAGE:
-                return
-            after = page[-1].id
+
+        def page(after: str) -> Awaitable[list[Upload]]:
+            return self._in_thread(lambda db: rows.uploads_after(db, after, state, kind, _PAGE))
+
+        return paged("", page, lambda upload: upload.id)
 
     async def expired(self, now: float, limit: int) -> list[UploadId]:
         """Uploads whose time is up, that nobody holds alive; oldest first. See the port."""
@@ -355,15 +348,13 @@ class SQLiteMetadataStore:
             Operation(lambda db: sqlite_events.postpone(db, sequence, due_at, done))
         )
 
-    async def events(self) -> AsyncIterator[Undelivered]:
+    def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""
-        after = 0
-        while page := await self._in_thread(
-            functools.partial(sqlite_events.events, after=after, limit=_PAGE)
-        ):
-            for undelivered in page:
-                yield undelivered
-            after = page[-1].delivery.sequence
+
+        def page(after: int) -> Awaitable[list[Undelivered]]:
+            return self._in_thread(lambda db: sqlite_events.events(db, after, _PAGE))
+
+        return paged(0, page, lambda undelivered: undelivered.delivery.sequence)
 
     async def replay(self, sequence: int) -> bool:
         """Have an event that was given up delivered after all. See the port."""
