@@ -42,6 +42,7 @@ from tidegate.testing.metadata.support import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from tidegate.metadata.postgres.link import Link
     from tidegate.ports import MetadataStore
     from tidegate.protocol.model import UploadId
 
@@ -354,6 +355,25 @@ async def test_a_database_that_says_nothing_is_an_outage(line: CuttingLine, sche
         line.deaf = False
         line.cut()
         await until(lambda: _works(store))
+
+
+async def test_what_used_up_the_time_is_said(schema: str) -> None:
+    """And not that it was up, which the last attempt came to know."""
+    tries = 0
+
+    async def refused_then_slow(_link: Link) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ConnectionRefusedError("nobody listens")
+        await anyio.sleep_forever()
+
+    url = postgres.server().url(schema, patience=1)
+    async with opened(lambda: PostgresMetadataStore(url)) as store:
+        assert isinstance(store, PostgresMetadataStore)
+        with pytest.raises(UnavailableError, match="nobody listens"):
+            await store._opened_pool().attempt(refused_then_slow)
+    assert tries == 2
 
 
 async def test_leases_that_may_be_lost_are_wanted(line: CuttingLine, schema: str) -> None:

@@ -196,7 +196,7 @@ async def test_a_store_closes_when_its_database_is_gone() -> None:
 )
 async def test_says_why_it_cannot_open(url: str, change: tuple[str, str], said: str) -> None:
     """In one line, without any password; nothing is left open by that."""
-    store = PostgresMetadataStore(url.replace(*change) + "&patience=1")
+    store = PostgresMetadataStore(url.replace(*change) + "&patience=2")
     with pytest.raises(MetadataError) as caught:
         await store.open()
     await store.close()
