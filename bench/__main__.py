@@ -19,9 +19,10 @@ from bench import chart, facts, goals, report
 from bench.client import Source
 from bench.measure import Absent, note
 from bench.process import BenchError
+from bench.setting import GIB, MIB, SMOKE, Bench, Place, Sizes
 from bench.subjects import BOUNDS as MODES
 from bench.subjects import HERE, NAMES, Tidegate, bound, load_generator, peer, tidegates
-from bench.works import GIB, MIB, SMOKE, Bench, Place, Sizes, works
+from bench.works import works
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
