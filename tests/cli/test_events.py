@@ -5,37 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
-from tests.cli.test_offline import DATA, change, uploaded, with_engine
+from tests.cli.stores import DATA, Command, change, die_writing, uploaded, with_engine
 from tests.support.bodies import ScriptedBody
 
-from tidegate import cli
 from tidegate.engine.engine import Engine
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.protocol.commands import Create, Payload
 from tidegate.protocol.model import STORED_EVENTS, EventType, UploadId
 from tidegate.protocol.results import Created
 from tidegate.stores.local import LocalStore
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tidegate(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command on the data; its exit code, output and errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run([*arguments, "--data", str(DATA)])
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return run
 
 
 def lines(out: str) -> list[dict[str, Any]]:
@@ -178,7 +161,7 @@ def test_a_sweep_writes_events_for_who_listens(
 ) -> None:
     """The server's own settings say who does; an application's callables no file knows of."""
     old = uploaded(b"old", length=9)
-    change(old.id, lambda record: replace(record, expires_at=1.0))
+    change(old.id, expires_at=1.0)
     Path("tidegate.toml").write_text(settings)
     code, out, _ = tidegate("sweep", *flags)
     assert (code, old.id in out) == (0, True)
@@ -192,19 +175,7 @@ def test_a_repair_writes_events_for_who_listens(
     """Of an upload that it completes, as the server would have."""
     monkeypatch.setenv("TIDEGATE_WEBHOOK", "http://e.org")
     upload = uploaded(b"abc", length=9)
-
-    async def die() -> None:
-        store = SQLiteMetadataStore(DATA / "tidegate.db")
-        await store.open(LocalStore(DATA).boot_id)
-        try:
-            grant = await store.acquire(upload.id)
-            with (DATA / str(upload.storage["incoming"])).open("ab") as file:
-                file.write(b"defghi")
-            store.abandon(grant.lease)  # type: ignore[union-attr]
-        finally:
-            await store.close()
-
-    asyncio.run(die())
+    die_writing(upload, b"defghi")
     assert tidegate("check", "--repair")[0] == 0
     (told,) = lines(tidegate("events", "list", "--json")[1])
     assert (told["upload"], told["type"]) == (upload.id, EventType.COMPLETED.value)
