@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-
 REWRITES = ("scheduled", "in_progress")
 
 
