@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -120,6 +120,28 @@ async def test_a_commit_happens_once(
     assert await cut.segments(record.id) == [Segment(0, 0, 7)]
 
 
+@asynccontextmanager
+async def away(
+    line: CuttingLine, call: Callable[[], Awaitable[object]]
+) -> AsyncIterator[list[MetadataError]]:
+    """A call whose line is lost; it gets through again when this is left. What it was told."""
+    told: list[MetadataError] = []
+
+    async def work() -> None:
+        try:
+            await call()
+        except MetadataError as error:
+            told.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        await line.lost.wait()
+        line.down = True
+        line.cut()
+        yield told
+        line.down = False
+
+
 async def test_a_commit_that_was_not_carried_out_and_is_late_is_refused(
     cut: MetadataStore, direct: MetadataStore, line: CuttingLine
 ) -> None:
@@ -127,23 +149,11 @@ async def test_a_commit_that_was_not_carried_out_and_is_late_is_refused(
     record = upload()
     await add(cut, record)
     grant = await hold(cut, record.id)
+    change = Change(upload=replace(grant.upload, offset=7))
     line.lose_request(COMMIT)
-    refused: list[BaseException] = []
-
-    async def commit() -> None:
-        try:
-            await cut.commit(grant.lease, Change(upload=replace(grant.upload, offset=7)))
-        except MetadataError as error:
-            refused.append(error)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(commit)
-        await line.lost.wait()
-        line.down = True
-        line.cut()
+    async with away(line, lambda: cut.commit(grant.lease, change)) as told:
         await hold(direct, record.id, force=True)
-        line.down = False
-    assert [type(error) for error in refused] == [LeaseLostError]
+    assert [type(error) for error in told] == [LeaseLostError]
     loaded = await direct.load(record.id)
     assert loaded is not None
     assert loaded.upload.offset == 0
@@ -156,26 +166,14 @@ async def test_what_nobody_can_tell_is_not_told(
     record = upload()
     await add(cut, record)
     grant = await hold(cut, record.id)
+    change = Change(upload=replace(grant.upload, offset=7))
     line.lose_answer(COMMIT)
-    said: list[BaseException] = []
-
-    async def commit() -> None:
-        try:
-            await cut.commit(grant.lease, Change(upload=replace(grant.upload, offset=7)))
-        except MetadataError as error:
-            said.append(error)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(commit)
-        await line.lost.wait()
-        line.down = True
-        line.cut()
+    async with away(line, lambda: cut.commit(grant.lease, change)) as told:
         taken = await hold(direct, record.id, force=True)
         assert taken.upload.offset == 7
         await direct.commit(taken.lease, Change(upload=replace(taken.upload, offset=8)))
-        line.down = False
-    assert [type(error) for error in said] == [UnavailableError]
-    assert "nobody knows" in str(said[0])
+    assert [type(error) for error in told] == [UnavailableError]
+    assert "nobody knows" in str(told[0])
 
 
 @pytest.mark.parametrize("carried_out", [True, False])
