@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.metadata.redis.stage import at
-from tests.support.lossy import LossyLine, lossy
+from tests.support.lossy import LossyLine
 from tests.support.valkey import Valkey
 
 from tidegate.metadata.redis.store import RedisMetadataStore
@@ -36,5 +36,5 @@ def client(valkey: Valkey) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 async def line(valkey: Valkey) -> AsyncIterator[LossyLine]:
-    async with lossy("127.0.0.1", valkey.port) as line:
+    async with LossyLine("127.0.0.1", valkey.port) as line:
         yield line
