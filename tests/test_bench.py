@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LOADED = {"small", "head", "many", "slow", "latency"}
+LOADED = {"small", "head", "cost", "many", "slow", "latency"}
 """Works for which a load generator is built with Go."""
 ALWAYS = {"patch", "patch-sha1", "patch-sha256", "patch-crc32c", "parallel", "download"}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.setting import MIB
-from bench.works import download, head, latency, many, patch, slow, small
+from bench.works import cost, download, head, latency, many, patch, slow, small
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,12 @@ def works(sizes: Sizes) -> dict[str, Work]:
             f"creation with 1 KiB of data, {sizes.connections} connections", "req/s", small.small
         ),
         "head": Work(f"HEAD, {sizes.connections} connections", "req/s", head.head),
+        "cost": Work(
+            "small requests with a token, a log line, metrics and events, against without,"
+            f" {sizes.connections} connections",
+            "HEAD ratio",
+            cost.cost,
+        ),
         "many": Work(
             f"HEAD and POST with {sizes.few} (few) and {sizes.many} (many) uploads stored",
             "HEAD/s many",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
@@ -329,6 +330,46 @@ async def test_uploads_are_told_of_at_once_with_a_limit() -> None:
         for upload in {d.event.upload.id for d in sink.told}:
             types = [d.event.type for d in sink.told if d.event.upload.id == upload]
             assert types == [EventType.CREATED, EventType.COMPLETED]
+
+
+async def test_what_is_told_at_once_is_forgotten_at_once() -> None:
+    """A sink that takes no time costs neither a task nor a transaction for each event."""
+    sink = Sink()
+    tasks: set[int] = set()
+
+    async def note(_: Delivery) -> None:
+        tasks.add(id(asyncio.current_task()))
+
+    sink.before = note
+    s = stage(sink)
+    s.engine._tending = False
+    async with s.engine:
+        for _ in range(5):
+            await s.create(3, b"abc")
+        s.engine._core.spawn(s.engine._outbox.run)
+        await until(lambda: len(sink.told) == 10 and not s.records._events)
+        assert s.metadata.faults.calls.count("acknowledge") == 2
+    assert len(tasks) <= 2
+
+
+async def test_who_waits_for_one_sink_tells_others_meanwhile() -> None:
+    """Also when it is not the first of those that were claimed together."""
+    sink = Sink()
+    first: list[str] = []
+
+    async def wait_for_the_first(delivery: Delivery) -> None:
+        first.append(delivery.event.upload.id)
+        if len(first) == 2:
+            await anyio.sleep_forever()
+
+    sink.before = wait_for_the_first
+    s = stage(sink)
+    s.engine._tending = False
+    async with s.engine:
+        for _ in range(4):
+            await s.create(3)
+        s.engine._core.spawn(s.engine._outbox.run)
+        await until(lambda: len(sink.told) == 3 and len(s.records._events) == 1)
 
 
 @pytest.mark.parametrize("call", ["claim_events", "acknowledge", "postpone"])

@@ -240,7 +240,7 @@ class Recovery:
 
     async def _until_told(self, now: float) -> None:
         def due(db: sqlite3.Connection) -> bool:
-            return sqlite_events.any_due(db, now)
+            return db.execute(sqlite_events.ANY_DUE, (now,)).fetchone() is not None
 
         with anyio.fail_after(PATIENCE):
             while await self._metadata._in_thread(due):

@@ -414,8 +414,8 @@ class FaultyMetadata:
             "claim_events", lambda: self.inner.claim_events(now, limit, ttl)
         )
 
-    async def acknowledge(self, sequence: int) -> None:
-        await self.faults.around("acknowledge", lambda: self.inner.acknowledge(sequence))
+    async def acknowledge(self, *sequences: int) -> None:
+        await self.faults.around("acknowledge", lambda: self.inner.acknowledge(*sequences))
 
     async def postpone(
         self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
-from contextlib import contextmanager
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import anyio.lowlevel
 
 from tidegate.engine.core import log
 from tidegate.ports import Delivery, DeliveryError, EventSink, MetadataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from tidegate.engine.core import Core
 
@@ -39,8 +41,11 @@ HANGS = 3
 REST = 10.0
 """Seconds between two tries of a sink that hangs. What else is for it fails at once: it would hold
 up what is for others."""
+GATHER = 0.02
+"""Seconds for which what happens is gathered once all that was due is claimed: a claim costs as much
+as ten of its events, and nobody is told of something that he sees himself."""
 LET_GO_WITHIN = 1.0
-"""Seconds to say at a stop which events are not being delivered any more."""
+"""Seconds to say at a stop which events were delivered, and which are not being delivered any more."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", re.ASCII)
 """What a sink may be called."""
@@ -89,6 +94,11 @@ class Outbox:
         self._chance = chance
         self._woken = anyio.Event()
         self._at_work = 0
+        """Events that are ours."""
+        self._claimed: deque[tuple[Delivery, float]] = deque()
+        """Of these, those that nobody is telling yet, and until when each is ours."""
+        self._told: list[Delivery] = []
+        """And those that are told, and not forgotten yet."""
         self._hung: dict[str, tuple[int, float]] = {}
         """Of each sink that did not answer: how often in a row, and until when it is let alone."""
         self.claim_for = CLAIM_BEYOND + max((sink.timeout for sink in sinks), default=0.0)
@@ -100,42 +110,55 @@ class Outbox:
 
     async def run(self) -> None:
         """Deliver until cancelled."""
-        while True:
-            self._woken = anyio.Event()
-            until, claimed = await self._claim(AT_ONCE - self._at_work)
-            for delivery in claimed:
-                self._at_work += 1
-                self._core.spawn(self._deliver_behind, delivery, until)
-            if not claimed:
-                with anyio.move_on_after(LOOK_EVERY):
-                    await self._woken.wait()
+        try:
+            while True:
+                self._woken = anyio.Event()
+                await self._forget_told()
+                free = max(0, AT_ONCE - self._at_work)
+                all_due = await self._claim(free) < free
+                await self._tell_claimed()
+                if all_due or not free:
+                    with anyio.move_on_after(LOOK_EVERY):
+                        await self._woken.wait()
+                        await anyio.sleep(GATHER)
+        finally:
+            await self._let_go()
 
     async def deliver_due(self) -> int:
         """Deliver what is due now; how many events were claimed."""
-        until, claimed = await self._claim(AT_ONCE)
+        count = await self._claim(AT_ONCE)
         async with anyio.create_task_group() as tasks:
-            for delivery in claimed:
-                tasks.start_soon(self._deliver, delivery, until)
-        return len(claimed)
+            for _ in range(count):
+                tasks.start_soon(self._tell_on)
+        await self._forget_told()
+        return count
 
-    async def _claim(self, limit: int) -> tuple[float, Sequence[Delivery]]:
-        """Events to deliver, and until when they are ours, by the monotonic clock."""
+    async def _claim(self, limit: int) -> int:
+        """Claim events to deliver; how many there were."""
         core = self._core
+        # By the monotonic clock.
         until = core.clock.monotonic() + self.claim_for
-        if limit <= 0:
-            return until, ()
+        if not limit:
+            return 0
         try:
-            return until, await core.metadata.claim_events(core.clock.now(), limit, self.claim_for)
+            claimed = await core.metadata.claim_events(core.clock.now(), limit, self.claim_for)
         except MetadataError as error:
             log.error("events: cannot be claimed: %s", error)
-            return until, ()
+            return 0
+        self._at_work += len(claimed)
+        self._claimed.extend((delivery, until) for delivery in claimed)
+        return len(claimed)
 
-    async def _deliver_behind(self, delivery: Delivery, until: float) -> None:
-        try:
-            await self._deliver(delivery, until)
-        finally:
-            self._at_work -= 1
-            self.wake()
+    async def _tell_claimed(self) -> None:
+        """See that all that are claimed are being told, by as many tasks as it takes."""
+        while self._claimed:
+            self._core.spawn(self._tell_on)
+            # It takes one after the other for as long as no sink keeps it waiting.
+            await anyio.lowlevel.checkpoint()
+
+    async def _tell_on(self) -> None:
+        while self._claimed:
+            await self._deliver(*self._claimed.popleft())
 
     async def _deliver(self, delivery: Delivery, until: float) -> None:
         clock = self._core.clock
@@ -143,22 +166,46 @@ class Outbox:
         told = False
         try:
             await self._tell(delivery, outcome)
-            told = not outcome.failures
             if clock.monotonic() >= until:
                 # We were paused. Someone else may be telling it by now, and says how that went.
                 log.warning("event %d: its delivery took longer than its claim", delivery.sequence)
-            elif told:
-                await self._acknowledge(delivery)
-            else:
+            elif outcome.failures:
                 await self._retry(delivery, outcome)
+            else:
+                told = True
+                self._told.append(delivery)
         except anyio.get_cancelled_exc_class():
             # The server stops. The next one need not wait for the claim to run out.
-            with anyio.move_on_after(LET_GO_WITHIN, shield=True):
-                if told:
-                    await self._acknowledge(delivery)
-                elif clock.monotonic() < until:
+            if clock.monotonic() < until:
+                with anyio.move_on_after(LET_GO_WITHIN, shield=True):
                     await self._postpone(delivery, outcome, clock.now())
             raise
+        finally:
+            self._at_work -= not told
+            self.wake()
+
+    async def _forget_told(self) -> None:
+        """Have the metadata store forget what was told, all of it at once."""
+        told, self._told = self._told, []
+        if not told:
+            return
+        try:
+            await self._core.metadata.acknowledge(*(delivery.sequence for delivery in told))
+        except MetadataError as error:
+            # They stay claimed for a while, and are delivered again then.
+            log.error("%s: delivered, which is not noted: %s", _named(told), error)
+        except BaseException:
+            self._told += told
+            raise
+        self._at_work -= len(told)
+
+    async def _let_go(self) -> None:
+        """The server stops: note what became of all that is claimed and nobody is telling."""
+        with anyio.move_on_after(LET_GO_WITHIN, shield=True):
+            await self._forget_told()
+            while self._claimed:
+                delivery, _ = self._claimed.popleft()
+                await self._postpone(delivery, _Outcome(delivery.done), self._core.clock.now())
 
     async def _tell(self, delivery: Delivery, outcome: _Outcome) -> None:
         """Tell the sinks that want the event and don't have it."""
@@ -185,17 +232,19 @@ class Outbox:
                 return
             # Let one find out.
             self._hung[sink.name] = hangs, monotonic() + sink.timeout
+        # Of asyncio: half of what a scope costs, which is more than all the rest here.
+        limit = asyncio.timeout(sink.timeout)
         try:
-            with anyio.move_on_after(sink.timeout) as scope:
+            async with limit:
                 await sink.deliver(delivery)
         except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
-            outcome.failed(sink, error)
-        else:
-            if scope.cancelled_caught:
+            if limit.expired():
                 hangs, _ = self._hung.get(sink.name, (0, 0.0))
                 self._hung[sink.name] = hangs + 1, monotonic() + REST
                 outcome.failed(sink, DeliveryError(f"no answer in {sink.timeout:g} s"))
                 return
+            outcome.failed(sink, error)
+        else:
             outcome.done.append(sink.name)
         self._hung.pop(sink.name, None)
 
@@ -222,19 +271,14 @@ class Outbox:
         log.warning("%s not delivered, again in %.0f s: %s", what, delay, why)
         await self._postpone(delivery, outcome, self._core.clock.now() + delay)
 
-    async def _acknowledge(self, delivery: Delivery) -> None:
-        with _noting(delivery):
-            await self._core.metadata.acknowledge(delivery.sequence)
-
     async def _postpone(self, delivery: Delivery, outcome: _Outcome, due_at: float | None) -> None:
-        with _noting(delivery):
+        try:
             await self._core.metadata.postpone(delivery.sequence, due_at, done=outcome.done)
+        except MetadataError as error:
+            # It stays claimed for a while, and is delivered again then.
+            log.error("event %d: its delivery is not noted: %s", delivery.sequence, error)
 
 
-@contextmanager
-def _noting(delivery: Delivery) -> Iterator[None]:
-    try:
-        yield
-    except MetadataError as error:
-        # It stays claimed for a while, and is delivered again then.
-        log.error("event %d: its delivery is not noted: %s", delivery.sequence, error)
+def _named(told: Sequence[Delivery]) -> str:
+    numbers = ", ".join(str(delivery.sequence) for delivery in told)
+    return f"event{'s' * (len(told) > 1)} {numbers}"

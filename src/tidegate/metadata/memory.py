@@ -319,9 +319,10 @@ class MemoryMetadataStore:
                 claimed.append(told.delivery())
         return claimed
 
-    async def acknowledge(self, sequence: int) -> None:
-        """The event was delivered: forget it."""
-        self._events.pop(sequence, None)
+    async def acknowledge(self, *sequences: int) -> None:
+        """These events were delivered: forget them."""
+        for sequence in sequences:
+            self._events.pop(sequence, None)
 
     async def postpone(
         self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()

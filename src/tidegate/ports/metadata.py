@@ -215,8 +215,11 @@ class MetadataStore(Protocol):
         if it is due and nobody else has claimed it.
         """
 
-    async def acknowledge(self, sequence: int) -> None:
-        """The event was delivered: forget it."""
+    async def acknowledge(self, *sequences: int) -> None:
+        """These events were delivered: forget them.
+
+        What raises may have forgotten some of them.
+        """
 
     async def postpone(
         self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()

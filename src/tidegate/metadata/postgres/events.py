@@ -52,20 +52,24 @@ def _delivery(row: Any) -> Delivery:
     return Delivery(row["sequence"], decode_event(row["record"]), row["attempts"], done)
 
 
-_LOCK = "SELECT 1 FROM tidegate.event WHERE sequence = {0} FOR UPDATE;"
+# In order, so that of two who lock several none waits for the other.
+_LOCK = "SELECT 1 FROM tidegate.event WHERE sequence IN ({0}) ORDER BY sequence FOR UPDATE;"
 _NEXT = """
-    UPDATE tidegate.event SET due_at = 0 WHERE due_at IS NULL AND sequence = (
+    UPDATE tidegate.event SET due_at = 0 WHERE due_at IS NULL AND sequence IN (
         SELECT min(e.sequence) FROM tidegate.event e, was
-        WHERE e.upload_id = was.upload_id AND e.sequence <> was.sequence AND NOT e.given_up
+        WHERE e.upload_id = was.upload_id AND NOT e.given_up
+            AND e.sequence NOT IN (SELECT sequence FROM was)
+        GROUP BY e.upload_id
     )"""
 
 
-async def acknowledge(link: Link, sequence: int) -> None:
-    """Forget an event, and let the next of its upload come forward."""
+async def acknowledge(link: Link, sequences: Iterable[int]) -> None:
+    """Forget events, and let the next of their uploads come forward."""
+    numbers = ", ".join(f"{sequence:d}" for sequence in sequences)
     await _script(
         link,
-        f"{_LOCK.format(f'{sequence:d}')} WITH was AS (DELETE FROM tidegate.event"
-        f" WHERE sequence = {sequence:d} AND NOT given_up RETURNING upload_id, sequence) {_NEXT}",
+        f"{_LOCK.format(numbers)} WITH was AS (DELETE FROM tidegate.event"
+        f" WHERE sequence IN ({numbers}) AND NOT given_up RETURNING upload_id, sequence) {_NEXT}",
     )
 
 

@@ -343,9 +343,9 @@ class PostgresMetadataStore:
         """
         return await self._run(lambda link: postgres_events.claim(link, now, limit, ttl))
 
-    async def acknowledge(self, sequence: int) -> None:
-        """The event was delivered: forget it."""
-        await self._run(lambda link: postgres_events.acknowledge(link, sequence))
+    async def acknowledge(self, *sequences: int) -> None:
+        """These events were delivered: forget them."""
+        await self._run(lambda link: postgres_events.acknowledge(link, sequences))
 
     async def postpone(
         self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()

@@ -41,9 +41,9 @@ def _padded(sequence: int) -> str:
     return f"{sequence:016}"
 
 
-async def acknowledge(link: Link, sequence: int) -> None:
-    """Forget an event, and let the next of its upload come forward."""
-    await link.run(scripts.ACKNOWLEDGE, sequence=_padded(sequence))
+async def acknowledge(link: Link, sequences: Iterable[int]) -> None:
+    """Forget events, and let the next of their uploads come forward."""
+    await link.run(scripts.ACKNOWLEDGE, sequences=[_padded(each) for each in sequences])
 
 
 async def postpone(link: Link, sequence: int, due_at: float | None, done: Sequence[str]) -> None:

@@ -325,9 +325,9 @@ class RedisMetadataStore:
         """Take events for delivery, for `ttl` seconds. See the port."""
         return await redis_events.claim(self._open, now, limit, ttl)
 
-    async def acknowledge(self, sequence: int) -> None:
-        """The event was delivered: forget it."""
-        await redis_events.acknowledge(self._open, sequence)
+    async def acknowledge(self, *sequences: int) -> None:
+        """These events were delivered: forget them."""
+        await redis_events.acknowledge(self._open, sequences)
 
     async def postpone(
         self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from typing import TYPE_CHECKING, Any, Final
 
 from tidegate.metadata.encoding import decode_event
 from tidegate.ports import Counts, Delivery, Undelivered
@@ -28,33 +29,33 @@ def tell(
         )
 
 
-def any_due(db: sqlite3.Connection, now: float) -> bool:
-    """Whether there is an event to claim."""
-    row = db.execute("SELECT 1 FROM event WHERE due_at <= ? LIMIT 1", (now,)).fetchone()
-    return row is not None
+ANY_DUE: Final = "SELECT 1 FROM event WHERE due_at <= ? LIMIT 1"
+"""A row where there is an event to claim."""
 
 
 def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Delivery]:
     """Take events that are due."""
     rows: Sequence[Any] = db.execute(
-        "SELECT sequence, record, attempts, done FROM event WHERE due_at <= ?"
-        " ORDER BY due_at, sequence LIMIT ?",
-        (now, limit),
+        "UPDATE event SET due_at = ? WHERE sequence IN"
+        " (SELECT sequence FROM event WHERE due_at <= ? ORDER BY due_at, sequence LIMIT ?)"
+        " RETURNING sequence, record, attempts, done",
+        (now + ttl, now, limit),
     ).fetchall()
-    for sequence, *_ in rows:
-        db.execute("UPDATE event SET due_at = ? WHERE sequence = ?", (now + ttl, sequence))
-    return [_delivery(*row) for row in rows]
+    return [_delivery(*row) for row in sorted(rows)]
 
 
 def _delivery(sequence: int, record: bytes, attempts: int, done: str) -> Delivery:
     return Delivery(sequence, decode_event(record), attempts, tuple(done.split()))
 
 
-def acknowledge(db: sqlite3.Connection, sequence: int) -> None:
-    """Forget an event, and let the next of its upload come forward."""
-    for upload_id in _upload_of(db, sequence):
-        db.execute("DELETE FROM event WHERE sequence = ?", (sequence,))
-        _bring_forward(db, upload_id)
+def acknowledge(db: sqlite3.Connection, sequences: Sequence[int]) -> None:
+    """Forget events, and let the next of their uploads come forward."""
+    rows = db.execute(
+        "DELETE FROM event WHERE sequence IN (SELECT value FROM json_each(?)) AND given_up = 0"
+        " RETURNING upload_id",
+        (json.dumps(sequences),),
+    )
+    _bring_forward(db, [upload_id for (upload_id,) in rows])
 
 
 def postpone(
@@ -67,7 +68,7 @@ def postpone(
             " WHERE sequence = ?",
             (due_at, due_at is None, " ".join(done), sequence),
         )
-        _bring_forward(db, upload_id)
+        _bring_forward(db, [upload_id])
 
 
 def replay(db: sqlite3.Connection, sequence: int) -> bool:
@@ -86,7 +87,7 @@ def replay(db: sqlite3.Connection, sequence: int) -> bool:
         " (SELECT min(sequence) FROM event WHERE upload_id = ?1 AND given_up = 0)",
         found,
     )
-    _bring_forward(db, found[0])
+    _bring_forward(db, found)
     return True
 
 
@@ -133,9 +134,10 @@ def _upload_of(db: sqlite3.Connection, sequence: int) -> Iterator[UploadId]:
     yield from [upload_id for (upload_id,) in rows]
 
 
-def _bring_forward(db: sqlite3.Connection, upload_id: UploadId) -> None:
+def _bring_forward(db: sqlite3.Connection, uploads: Sequence[UploadId]) -> None:
     db.execute(
-        "UPDATE event SET due_at = 0 WHERE due_at IS NULL AND sequence ="
-        " (SELECT min(sequence) FROM event WHERE upload_id = ? AND given_up = 0)",
-        (upload_id,),
+        "UPDATE event SET due_at = 0 WHERE due_at IS NULL AND sequence IN"
+        " (SELECT (SELECT min(sequence) FROM event WHERE upload_id = value AND given_up = 0)"
+        " FROM json_each(?))",
+        (json.dumps(uploads),),
     )

@@ -330,15 +330,15 @@ class SQLiteMetadataStore:
     async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
         """Take events for delivery, for `ttl` seconds. See the port."""
         # Asked every moment, mostly in vain: that must not cost a turn at writing.
-        if not await self._in_thread(lambda db: sqlite_events.any_due(db, now)):
+        if await self._read(sqlite_events.ANY_DUE, now) is None:
             return []
         return await self._writer.submit(
             Operation(lambda db: sqlite_events.claim(db, now, limit, ttl))
         )
 
-    async def acknowledge(self, sequence: int) -> None:
-        """The event was delivered: forget it."""
-        await self._writer.submit(Operation(lambda db: sqlite_events.acknowledge(db, sequence)))
+    async def acknowledge(self, *sequences: int) -> None:
+        """These events were delivered: forget them."""
+        await self._writer.submit(Operation(lambda db: sqlite_events.acknowledge(db, sequences)))
 
     async def postpone(
         self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
@@ -370,7 +370,7 @@ class SQLiteMetadataStore:
 
     # --------------------------------------------------------------------------------- reads
 
-    async def _read(self, sql: str, *values: str | int) -> Any:
+    async def _read(self, sql: str, *values: str | float) -> Any:
         """One row, on the event loop; in a thread when somebody has the database locked."""
         if not self._open:
             raise UnavailableError("the metadata database is closed")

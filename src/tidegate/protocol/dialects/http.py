@@ -56,9 +56,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises Refusal when it was sent more than once with different values.
         """
-        values = self.values(name)
-        if not values:
+        # Of those that are looked for most are not there.
+        for n, _ in self.headers:
+            if n == name:
+                break
+        else:
             return None
+        values = self.values(name)
         if any(value != values[0] for value in values):
             raise Refusal(
                 Code.BAD_HEADER,

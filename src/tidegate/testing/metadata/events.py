@@ -113,6 +113,31 @@ async def gives_up(make: MakeStore) -> None:
         assert third.event.type is EventType.TERMINATED
 
 
+async def forgets_several_at_once(make: MakeStore) -> None:
+    """Events that are acknowledged together are forgotten, and of each upload the next comes forward.
+
+    Those that are not there, or were given up, change nothing.
+    """
+    async with opened(make) as store:
+        records = [upload() for _ in range(5)]
+        for record in records:
+            await store.insert(record, events=[event(record)])
+            await _tell(store, record, EventType.COMPLETED)
+        claimed = {d.event.upload.id: d.sequence for d in await _claim(store)}
+        told = [claimed[record.id] for record in records[:3]]
+        given_up = claimed[records[3].id]
+        await store.postpone(given_up, None)
+        await store.acknowledge(*told, told[0], given_up, 12345)
+        next_ = await _claim(store)
+        assert {d.event.upload.id for d in next_} == {record.id for record in records[:4]}
+        assert {d.event.type for d in next_} == {EventType.COMPLETED}
+        await store.acknowledge(*(d.sequence for d in next_), claimed[records[4].id])
+        (last,) = await _claim(store)
+        assert last.event == event(records[4], EventType.COMPLETED)
+        await store.acknowledge(last.sequence)
+        assert [kept.delivery.sequence async for kept in store.events()] == [given_up]
+
+
 async def ignores_unknown_events(make: MakeStore) -> None:
     """Acknowledging or postponing what is not there does nothing."""
     async with opened(make) as store:
