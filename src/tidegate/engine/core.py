@@ -150,6 +150,8 @@ class Core:
         """Uploads with acknowledged bytes that a graceful stop has to sync."""
         self.background: TaskGroup
         """Where work goes on behind a request; the engine owns it."""
+        self.at_rest = True
+        """Nothing goes on there: before the engine is open, and when it closes."""
         self.writing: set[anyio.Event] = set()
         """What makes each body that is being received stop."""
         self.draining = False

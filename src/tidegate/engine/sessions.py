@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from tidegate.protocol.model import Event, Segment, Upload, UploadId
 
 
+ASK_AGAIN = 0.5
+"""Seconds after which the holder is asked again: it may be another one, who was quicker than us when
+the one that we asked let go, and was never asked."""
+
+
 class Session:
     """The time during which one task holds an upload's lease.
 
@@ -139,7 +144,7 @@ async def acquire(core: Core, upload_id: UploadId, wait: float) -> Grant | None:
     try:
         while (left := began + wait - anyio.current_time()) > 0:
             await core.metadata.request_release(upload_id)
-            await core.metadata.wait_released(upload_id, left)
+            await core.metadata.wait_released(upload_id, min(left, ASK_AGAIN))
             grant = await core.metadata.acquire(upload_id)
             if isinstance(grant, Grant):
                 return grant
@@ -189,7 +194,7 @@ def _letting_go(core: Core, held: Session, *, behind: bool) -> Iterator[anyio.Ca
     broken here, and nowhere else. What it has stored counts; the next one does without the rest.
     """
     with anyio.CancelScope() as scope:
-        if not core.keeps_pieces:
+        if not core.keeps_pieces or core.at_rest:
             yield scope
             return
         watching, looking = anyio.CancelScope(), anyio.CancelScope()

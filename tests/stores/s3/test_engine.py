@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -251,7 +252,8 @@ async def test_an_assembler_that_is_cut_off_leaves_it_to_others(
             await over.wait()
         return b""
 
-    options = {"least_part": PART, "part_size": PART, "memory": 8 * PART, "patience": 60.0}
+    options: dict[str, Any] = {"least_part": PART, "part_size": PART, "memory": 8 * PART}
+    options["patience"] = 60.0
     settings = Settings(sweep_every=1e6, let_go_within=0.3, assemble_within=0.1)
     records = MemoryMetadataStore()
     data = random.Random(10).randbytes(2 * PART + 1000)
