@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 from tests.support.s3_server import BUCKET, S3Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tidegate.stores.s3.store import S3Store
 
@@ -37,6 +37,18 @@ class MotoHere:
         """Forget all that is in the bucket."""
         self._backend.reset()
         self._backend.create_bucket(BUCKET, "us-east-1")
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store an object."""
+        self._backend.put_object(BUCKET, key, data)
+
+    def put_parts(self, multipart: str, parts: Sequence[bytes]) -> list[str]:
+        """Store the parts of a multipart upload, from 1 on; their ETags."""
+        backend = self._backend
+        return [
+            backend.upload_part(BUCKET, multipart, number, part).etag
+            for number, part in enumerate(parts, 1)
+        ]
 
     def object(self, key: str) -> bytes:
         """What an object holds; nothing where there is none."""
