@@ -31,7 +31,7 @@ import hypothesis
 import pytest
 from anyio._backends import _asyncio as anyio_asyncio
 from blockbuster import BlockBuster, BlockBusterFunction, BlockingError
-from tests.support.s3 import moto_server, s3_credentials, swift_server
+from tests.support.s3 import moto_server, s3_credentials, swift_root, swift_server
 from tests.support.valkey import Valkey, running
 
 import tidegate
@@ -39,7 +39,7 @@ import tidegate
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-__all__ = ["moto_server", "s3_credentials", "swift_server"]
+__all__ = ["moto_server", "s3_credentials", "swift_root", "swift_server"]
 
 PACKAGE = str(Path(tidegate.__file__).parent)
 

@@ -10,12 +10,14 @@ from tests.engine.stage import Stage, beside, reached, refused, sha1, until
 from tests.support.bodies import Pause
 from tests.support.faulty import FaultyPieceStore
 
+from tidegate.engine import sessions
 from tidegate.engine.tending import sync_all
 from tidegate.hooks import Hooks
 from tidegate.ports import (
     BytesBusyError,
     DataError,
     Durability,
+    Grant,
     Hold,
     SyncFailedError,
     UnavailableError,
@@ -254,6 +256,28 @@ async def test_a_writer_that_does_not_let_go(ask: str) -> None:
         assert refusals[0].retry_after
         pause.go.set()
         assert (await request.answer()).offset == 2
+
+
+async def test_who_was_quicker_is_asked_to_let_go_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As among servers that share the records: somebody else got what we had asked for."""
+
+    async def wait_in_vain(_: UploadId, timeout: float) -> None:
+        await anyio.sleep(timeout)
+
+    monkeypatch.setattr(sessions, "ASK_AGAIN", 0.01)
+    async with Stage(lease_wait=20.0).open() as s, beside() as start:
+        upload = await s.create(2, b"a")
+        monkeypatch.setattr(s.metadata, "wait_released", wait_in_vain)
+        holders = [await s.records.acquire(upload.id)]
+        request = start(s.append, upload.id, 1, b"b")
+        for _ in range(2):
+            holder = holders[-1]
+            assert isinstance(holder, Grant)
+            await reached(holder.wanted)
+            await s.records.release(holder.lease)
+            if len(holders) == 1:
+                holders.append(await s.records.acquire(upload.id))
+        assert (await request.answer()).complete
 
 
 @pytest.mark.parametrize("error", [None, UnavailableError("away")])

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Writer,
     )
     from tidegate.protocol.model import Event, Kind, State, Upload, UploadId
+    from tidegate.stores.s3.store import S3Store
 
 T = TypeVar("T")
 
@@ -226,6 +227,15 @@ class FaultyPieceStore(FaultyStore):
     async def discard(self, stored: Stored) -> None:
         await self.faults.around("discard", anyio.lowlevel.checkpoint)
         self.left_over.remove(stored)
+
+
+class FaultyBucket(FaultyStore):
+    """One around a store that keeps pieces by itself."""
+
+    inner: S3Store
+
+    def speaks_of(self, upload: Upload, segments: Sequence[Segment], stored: Stored) -> bool:
+        return self.inner.speaks_of(upload, segments, stored)
 
 
 class FaultyWholeStore(FaultyStore):
@@ -438,5 +448,6 @@ if TYPE_CHECKING:
     _: type[DataStore] = FaultyStore
     ____: type[WholeStore] = FaultyWholeStore
     _____: type[PieceStore] = FaultyPieceStore
+    ______: type[PieceStore] = FaultyBucket
     __: type[Writer] = FaultyWriter
     ___: type[MetadataStore] = FaultyMetadata

@@ -26,6 +26,7 @@ from tidegate.ports import (
     NoSpaceError,
     OverLimitError,
     PieceStore,
+    ProbedStore,
     UnknownUploadError,
     WholeStore,
 )
@@ -73,7 +74,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     let_go_within: float = 4.0
     """How long a writer that was asked to let go may take to store what it has, where that is kept
     in pieces far away; then it goes without what is not stored. Less than `lease_wait`, so that who
-    asked still gets the upload when the way to there is broken for the writer alone."""
+    asked still gets the upload when the way to there is broken for the writer alone. Behind the
+    requests, where nobody asks, it is looked at as often whether the way is."""
     complete_rate: int = 256 * 1024 * 1024
     """... and so many bytes per second a completion is waited for besides: a service takes longer to
     put many parts together, and nothing is won when it has to begin again."""
@@ -131,6 +133,8 @@ class Core:
         self.link_store = data if isinstance(data, LinkStore) else None
         """The same, if clients can read from it by themselves."""
         self.keeps_pieces = isinstance(data, PieceStore)
+        self.probed_store = data if isinstance(data, ProbedStore) else None
+        """The same, if it can say whether it is reached."""
         self.metadata = metadata
         self.measures = measures or Measures()
         """What is counted here; by itself where nobody reads it."""
@@ -146,6 +150,8 @@ class Core:
         """Uploads with acknowledged bytes that a graceful stop has to sync."""
         self.background: TaskGroup
         """Where work goes on behind a request; the engine owns it."""
+        self.at_rest = True
+        """Nothing goes on there: before the engine is open, and when it closes."""
         self.writing: set[anyio.Event] = set()
         """What makes each body that is being received stop."""
         self.draining = False

@@ -200,8 +200,10 @@ class Engine:
             stack.push_async_callback(self._sync_at_stop)
             # Nobody is left to look at finals then: the next start does.
             stack.callback(setattr, core, "part_changed", lambda _: None)
+            stack.callback(setattr, core, "at_rest", True)
             core.background = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(core.background.cancel_scope.cancel)
+            core.at_rest = False
             core.part_changed = self._assembler.part_changed
             if self._tending:
                 core.spawn(self._tend)
