@@ -181,6 +181,8 @@ def _build_blockbuster() -> BlockBuster:
             owner = getattr(owner, step)
         add(owner, attribute, _is_small(position))
 
+    # With coverage, the first call of a function waits a moment for another thread's.
+    bb.functions["threading.Lock.acquire"].can_block_in("coverage/collector.py", "lock_data")
     for name in ("Connection.execute", "Cursor.execute", "Cursor.fetchone"):
         bb.functions[f"sqlite3.{name}"].can_block_predicate = _is_single_row_read
     return bb

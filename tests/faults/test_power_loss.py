@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
+    # All that is replayed is replayed at once, in processes of its own: by one worker alone.
+    pytest.mark.xdist_group("power"),
     pytest.mark.timeout(3 * 3600 if os.environ.get("TIDEGATE_POWER") == "every" else 600),
     pytest.mark.skipif(
         sqlite_vfs.library() is None,

@@ -55,9 +55,10 @@ async def test_a_file_that_is_opened_for_nobody_is_closed(
         task = asyncio.ensure_future(attempts[what]())
         await anyio.to_thread.run_sync(opening.wait)
         task.cancel()
+        await checkpoint()
+        go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        go_on.set()
     else:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:

@@ -26,6 +26,7 @@ from tidegate.transports.native.limits import Limits
 from tidegate.transports.native.native import Native
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
@@ -100,17 +101,24 @@ async def served(app: Any, way: str) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def listening(
-    app: Any, way: str, *, limits: Limits | None = None, **settings: Any
+    app: Any,
+    way: str,
+    *,
+    limits: Limits | None = None,
+    tls: ssl.SSLContext | None = None,
+    **settings: Any,
 ) -> AsyncIterator[int]:
     """One of WAYS on a port of this event loop; nothing waits for a server's ticks."""
     with ExitStack() as stack:
         protocol = PROTOCOLS.get(way) or stack.enter_context(Native(app, limits))
-        async with _listening(app, protocol, **settings) as port:
+        async with _listening(app, protocol, tls, **settings) as port:
             yield port
 
 
 @asynccontextmanager
-async def _listening(app: Any, protocol: Any, **settings: Any) -> AsyncIterator[int]:
+async def _listening(
+    app: Any, protocol: Any, tls: ssl.SSLContext | None, **settings: Any
+) -> AsyncIterator[int]:
     config = uvicorn.Config(
         app,
         http=protocol,
@@ -129,6 +137,7 @@ async def _listening(app: Any, protocol: Any, **settings: Any) -> AsyncIterator[
         lambda: protocol(config=config, server_state=state, app_state={}),
         "127.0.0.1",
         0,
+        ssl=tls,
     )
     try:
         yield server.sockets[0].getsockname()[1]

@@ -22,13 +22,15 @@ pytestmark = pytest.mark.anyio
 class Server:
     """Hands out messages one by one; after the last it waits, as for a client that is silent."""
 
-    def __init__(self, *messages: bytes | str, size: int = 0) -> None:
+    def __init__(self, *messages: bytes | str, turns: int = 1) -> None:
         self.messages = list(messages)
+        self.turns = turns
         self.given = 0
         self.cancelled = False
 
     async def receive(self) -> dict[str, Any]:
-        await asyncio.sleep(0)
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
         if not self.messages:
             try:
                 await asyncio.Event().wait()
@@ -182,6 +184,15 @@ async def test_asked_to_stop_it_gives_what_it_had_read(sink: Store) -> None:
         sink.may_go_on.set()
     assert ends == [BodyEnd.STOPPED]
     assert len(sink.content) == read == server.given
+
+
+async def test_asked_to_stop_it_waits_for_what_the_server_has(sink: Store) -> None:
+    """Which takes some turns of the loop to hand it over."""
+    stop = anyio.Event()
+    stop.set()
+    body = AsgiBody(Server(b"hello", turns=4).receive)
+    assert await body.copy_to(sink, stop) is BodyEnd.STOPPED
+    assert sink.content == b"hello"
 
 
 async def test_asked_to_stop_before_it_began(sink: Store) -> None:

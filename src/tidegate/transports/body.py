@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from tidegate.ports import BodyEnd
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 BUFFER = 1024 * 1024
 """Bytes that are read ahead while the sink is busy: enough to hide a thread's wake-up at several
 GB/s, little enough for thousands of connections."""
-
-
+TURNS = 8
+"""Turns of the loop within which a server hands over what its kernel has: it reads, perhaps
+decrypts, wakes `receive`, and that wakes us."""
 RATE_WINDOW = 30.0
 """Seconds of waiting over which the rate of a client is judged: a link of a moving client has gaps
 of some seconds, and who is meant, one that sends a byte now and then, has time."""
@@ -120,6 +122,9 @@ class AsgiBody:
 
     async def _watch(self, stop: anyio.Event) -> None:
         await stop.wait()
+        # What has arrived by now was sent before anyone asked.
+        for _ in range(TURNS):
+            await anyio.lowlevel.checkpoint()
         self._finish(BodyEnd.STOPPED)
 
     def _finish(self, end: BodyEnd) -> None:

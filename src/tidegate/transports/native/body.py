@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 BUFFER: Final = 512 * 1024
 """Bytes that the loop reads ahead while the sink is busy, where no thread can read: enough to hide
 a thread's wake-up, little enough for thousands of connections."""
+TURNS: Final = 32
+"""Turns of the loop in which it reads BUFFER bytes, if they are there: a loop reads 64 KiB or more
+in a turn, and with TLS those of one or two records."""
 SLICE: Final = 64 * 1024
 """Bytes of chunks that are taken out of their frames at a time on the loop."""
 
@@ -151,20 +154,22 @@ class NativeBody:
         if getattr(sink, "pour", None) is None:
             self._pumps = False
         watch: asyncio.Task[None] | None = None
-        asked = False
+        caught_up: bool | None = None
         try:
             while True:
                 if self._gathered or self._pumping:
                     await self._hand_over(sink, stop)
                 if self.framer.done:
                     return BodyEnd.WHOLE
+                if stop.is_set() and caught_up is not self._pumps:
+                    # What the kernel has by now was sent before anyone asked. A thread that was to
+                    # read it may have found that the sink takes it from the loop only.
+                    caught_up = self._pumps
+                    await self._catch_up()
+                    continue
                 if self._gathered:
                     continue
                 if stop.is_set():
-                    if self._pumps and not asked:
-                        # What the kernel has by now was sent before anyone asked.
-                        asked = self._pumping = True
-                        continue
                     return self._end or BodyEnd.STOPPED
                 if self._unjudged:
                     self._judge()
@@ -249,6 +254,20 @@ class NativeBody:
             self._low_water(
                 min(pump.LOW_WATER, self.framer.left) if isinstance(self.framer, Counted) else 1
             )
+
+    async def _catch_up(self) -> None:
+        """Have what the kernel has by now read, by the next thread or by the loop, and no more."""
+        if self._pumps:
+            self._pumping = True
+            return
+        for _ in range(TURNS):
+            if self._end is not None or self._size >= BUFFER:
+                break
+            self._connection.resume_reading()
+            await asyncio.sleep(0)
+            if not self._connection.unread():
+                break
+        self._connection.pause_reading()
 
     def _reject(self, rejected: Rejected) -> None:
         self.rejected = rejected

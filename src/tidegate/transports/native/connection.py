@@ -185,6 +185,12 @@ class Connection(asyncio.Protocol):
             self._reading = True
             self.transport.resume_reading()
 
+    def unread(self) -> int:
+        """Bytes, also encrypted ones, that came and that nobody has taken from the kernel."""
+        if self._state is _State.CLOSED:
+            return 0
+        return pump.there(self.transport.get_extra_info("socket").fileno())
+
     def duplicate(self) -> int:
         """A descriptor for a thread to own; -1: the connection is gone."""
         return -1 if self.descriptor is None else pump.duplicate(self.descriptor)

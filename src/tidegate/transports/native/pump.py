@@ -115,7 +115,7 @@ def _drain(
     done: Burst,
 ) -> None:
     until = time.monotonic() + BURST_SECONDS
-    most = BURST_BYTES if stopped is not None else _there(fd)
+    most = BURST_BYTES if stopped is not None else there(fd)
     while not (framer.done or (stopped is not None and stopped())):
         try:
             count = take()
@@ -192,11 +192,6 @@ def _buffer() -> memoryview:
     return found
 
 
-def _there(fd: int) -> int:
-    """How many bytes the kernel has."""
-    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
 def _more_soon(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
@@ -212,3 +207,8 @@ def shut_down(fd: int) -> None:
 def duplicate(fd: int) -> int:
     """A descriptor of the same socket, for a thread to own."""
     return os.dup(fd)
+
+
+def there(fd: int) -> int:
+    """How many bytes the kernel has."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
