@@ -95,6 +95,10 @@ class Threads:
             raise
         return job.outcome()
 
+    def post(self, function: Callable[[*Ts], object], *arguments: *Ts) -> None:
+        """The same without waiting. What the function raises is dropped."""
+        self._submit(function, arguments)
+
     def _submit(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> _Job[T]:
         job = _Job(asyncio.get_running_loop().create_future(), function, arguments)
         self._under_way += 1

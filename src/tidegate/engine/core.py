@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from tidegate.measures import Measures
 from tidegate.ports import (
+    AheadStore,
     BytesBusyError,
     DataError,
     Durability,
@@ -130,6 +131,10 @@ class Core:
         self.data = data
         self.whole_store = data if isinstance(data, WholeStore) else None
         """The same, if it can take small uploads at once."""
+        self.ahead_store = data if isinstance(data, AheadStore) else None
+        """The same, if it can do so before there is a record."""
+        self.records_first = False
+        """Records could not be written lately: no bytes are to be stored ahead of them."""
         self.link_store = data if isinstance(data, LinkStore) else None
         """The same, if clients can read from it by themselves."""
         self.keeps_pieces = isinstance(data, PieceStore)

@@ -171,7 +171,9 @@ async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bo
 
     Not those of a whole upload: should the records be lost, or be others, these are the files.
     """
-    if stored.whole or stored.modified_at > core.clock.now() - core.settings.orphan_age:
+    ahead = core.ahead_store
+    is_old = stored.modified_at <= core.clock.now() - core.settings.orphan_age
+    if stored.whole or not (is_old or ahead is not None):
         return
 
     async def discard() -> None:
@@ -187,8 +189,13 @@ async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bo
     try:
         loaded = await core.metadata.load(stored.upload_id)
         if loaded is None:
-            await discard()
-        elif loaded.hold is not Hold.HELD and await _is_left_over(core, loaded.upload, stored):
+            if is_old:
+                await discard()
+        elif ahead is not None and loaded.upload.complete:
+            # Whoever stored it died between the commit and what follows.
+            if not dry_run:
+                ahead.confirm(loaded.upload)
+        elif is_old and loaded.hold is not Hold.HELD and await _is_left_over(core, loaded.upload, stored):
             # Once more under its lease: it may have been on its way into the record.
             await _hold(core, swept, stored.upload_id, discard_if_left_over)
     except (DataError, MetadataError) as error:

@@ -20,6 +20,7 @@ the exceptions named here.
 from tidegate.ports.body import Body, BodyEnd, Buffer, Digest, DirectSink, Sink, Splice, Store
 from tidegate.ports.clock import Clock
 from tidegate.ports.data import (
+    AheadStore,
     BlockingWriter,
     DataStore,
     Fence,
@@ -68,6 +69,7 @@ from tidegate.ports.metadata import (
 )
 
 __all__ = [
+    "AheadStore",
     "BlockingWriter",
     "Body",
     "BodyEnd",

@@ -183,6 +183,29 @@ class WholeStore(Protocol):
 
 
 @runtime_checkable
+class AheadStore(Protocol):
+    """A data store that can take a small upload before there is a record of it.
+
+    Until it is told of one it marks the bytes, so that a sweep finds them, though they are whole.
+    """
+
+    async def store_ahead(
+        self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
+    ) -> bool:
+        """As `WholeStore.store_whole`, under an id that nobody else can have; marked. `stored`
+        tells of the bytes as not `whole`.
+
+        False: not here, or not this one; nothing is stored. Raises NoSpaceError, SyncFailedError,
+        DataError: then nothing is, either.
+        """
+
+    def confirm(self, upload: Upload) -> None:
+        """There is a record of it, which says that it is complete: take the mark away, some time
+        soon. Never raises, does not wait. May be called again.
+        """
+
+
+@runtime_checkable
 class PieceStore(Protocol):
     """A data store that keeps an upload in pieces, of which some may be left over.
 

@@ -31,7 +31,7 @@ from tidegate.stores.tree import Tree
 from tidegate.threads import Threads
 
 if TYPE_CHECKING:
-    from tidegate.ports import DataStore, Fence, FileStore, SplicingWriter, WholeStore, Writer
+    from tidegate.ports import AheadStore, DataStore, Fence, FileStore, SplicingWriter, WholeStore, Writer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -186,6 +186,21 @@ class LocalStore:
         else:
             await self.run(lambda: self._tree.store_whole(upload, chunks, durable=False))
         return dict(upload.storage)
+
+    async def store_ahead(
+        self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
+    ) -> bool:
+        """Write a file under both of its names: see `ports.AheadStore`."""
+        if durable:
+            return await self.run_sync(
+                lambda: self._tree.store_ahead(upload, chunks, durable=True)
+            )
+        return await self.run(self._tree.store_ahead, upload, chunks)
+
+    def confirm(self, upload: Upload) -> None:
+        """Have it known by its finished name alone: see `ports.AheadStore`."""
+        if self._threads is not None:
+            self._threads.post(self._tree.confirm, upload)
 
     async def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
         """Bytes [start, stop) in chunks of READ_CHUNK.
@@ -356,3 +371,4 @@ if TYPE_CHECKING:
     ___: type[SplicingWriter] = LocalWriter
     ____: type[FileStore] = LocalStore
     _____: type[WholeStore] = LocalStore
+    ______: type[AheadStore] = LocalStore

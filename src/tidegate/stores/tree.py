@@ -6,6 +6,7 @@ once. It raises what `ports.DataStore` says, and never an OSError.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -71,7 +72,7 @@ class Tree:
         """Relative paths: what the record keeps. Pure."""
         name = naming.token(upload.id)
         return {
-            "incoming": f"{INCOMING}/{naming.shard(name)}/{name}",
+            "incoming": layout.incoming(name),
             "finished": f"{FINISHED}/{upload.name or self._template.render(upload)}",
         }
 
@@ -284,6 +285,45 @@ class Tree:
         elif durable:
             self.sync_names(path)
 
+    def store_ahead(
+        self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool = False
+    ) -> bool:
+        """Store a whole upload that has no record yet under both its names, the first of which says
+        that there is none. False: it can't be; nothing is there.
+
+        Raises NoSpaceError, SyncFailedError, DataError.
+        """
+        places = self.places(upload)
+        with translated("store"):
+            try:
+                fd = _make(places.incoming)
+            except FileExistsError:
+                return False
+            named = False
+            try:
+                disk.write_at(fd, chunks, 0, lambda _: None)
+                owners.sign(fd, upload, upload.storage["finished"], self._known_templates)
+                if durable:
+                    disk.sync_data(fd)
+                named = _link(places)
+                if named and durable:
+                    self.sync_names(places.finished)
+            except BaseException:
+                if named:
+                    disk.remove(places.finished)
+                disk.remove(places.incoming)
+                raise
+            finally:
+                os.close(fd)
+            if not named:
+                disk.remove(places.incoming)
+        return named
+
+    def confirm(self, upload: Upload) -> None:
+        """Take the first name of a complete upload away, if it still has it. Raises DataError."""
+        with translated("confirm"):
+            disk.remove(self.places(upload).incoming)
+
     def _store_named(
         self, file: Descriptor, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
     ) -> bool:
@@ -384,6 +424,34 @@ class Tree:
             with self._lock:
                 self._synced_folders.pop(folder, None)
             folder = os.path.dirname(folder)
+
+
+def _make(path: str) -> int:
+    """A new file, open for writing. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags, disk.FILE_MODE)
+    except FileNotFoundError:
+        make_folders(os.path.dirname(path))
+        return os.open(path, flags, disk.FILE_MODE)
+
+
+def _link(places: Places) -> bool:
+    """Give a file its second name; False when that is taken, or there is no such thing."""
+    for again in (True, False):
+        try:
+            os.link(places.incoming, places.finished)
+        except FileNotFoundError:
+            if not again:
+                raise
+            make_folders(os.path.dirname(places.finished))
+        except OSError as error:
+            if error.errno not in disk.NO_LINK | {errno.EEXIST}:
+                raise
+            return False
+        else:
+            return True
+    raise AssertionError
 
 
 def _taken(upload: Upload) -> DataError:
