@@ -195,12 +195,14 @@ class LocalStore:
             return await self.run_sync(
                 lambda: self._tree.store_ahead(upload, chunks, durable=True)
             )
-        return await self.run(self._tree.store_ahead, upload, chunks)
+        if self._threads is None:
+            raise DataError("the data store is not open")
+        return await self._threads.run_together(self._tree.store_ahead, upload, chunks)
 
     def confirm(self, upload: Upload) -> None:
         """Have it known by its finished name alone: see `ports.AheadStore`."""
         if self._threads is not None:
-            self._threads.post(self._tree.confirm, upload)
+            self._threads.post_together(self._tree.confirm, upload)
 
     async def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
         """Bytes [start, stop) in chunks of READ_CHUNK.

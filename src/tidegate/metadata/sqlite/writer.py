@@ -121,7 +121,9 @@ class Writer:
             return operation.future
         operation.queued_at = self._loop.time()
         self._waiting.append(operation)
-        self._wake.put(True)
+        # Else it is awake: waking a thread that need not be takes longer than all of this.
+        if len(self._waiting) == 1:
+            self._wake.put(True)
         if self._watchdog is None:
             self._watch()
         return operation.future
@@ -193,8 +195,8 @@ class Writer:
     def _work(self) -> None:
         going = True
         while going or self._waiting:
-            going = going and self._wake.get()
             if not self._waiting:
+                going = self._wake.get()
                 continue
             batch = self._next()
             # The loop may be gone, and with it everyone who waited.
