@@ -11,7 +11,6 @@ from tidegate.engine.append import gather, receive
 from tidegate.engine.completion import complete
 from tidegate.engine.core import log, random_id
 from tidegate.engine.sessions import Session
-from tidegate.hooks import Changes
 from tidegate.measures import CREATED, MOVED, RECEIVED
 from tidegate.ports import (
     DataError,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from tidegate.engine.concat import Assembler
     from tidegate.engine.core import Core
-    from tidegate.hooks import UploadRequest
+    from tidegate.hooks import Changes, UploadRequest
     from tidegate.ports import Body, Buffer
     from tidegate.protocol.commands import Create, Payload
     from tidegate.protocol.decide import Case, CreatePlan
@@ -72,8 +71,8 @@ async def create(
     chunks = None if at_once is None else await gather(core, body, at_once)
     room = await _room(core)
     # What somebody named may be what somebody else's is called.
-    unique = core.settings.new_id is random_id and changes.id is None
-    if chunks is not None and unique and room is None and not core.records_first:
+    named = core.settings.new_id is not random_id or (changes is not None and changes.id is not None)
+    if chunks is not None and room is None and not (named or core.records_first):
         whole = await _store_ahead(core, upload, chunks)
         if whole is not None:
             return Created(whole, with_payload=True)

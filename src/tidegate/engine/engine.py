@@ -229,7 +229,7 @@ class Engine:
 
         `request` is what those see who decide: see `asks`.
         """
-        with refusing():
+        with refusing:
             if isinstance(command, Discover):
                 return Discovered(self._core.offer)
             decide.offered(command, self._core.offer)
@@ -263,7 +263,7 @@ class Engine:
         store = self._core.link_store
         if store is None:
             return None
-        with refusing():
+        with refusing:
             return await store.link(upload, shown)
 
     async def open_file(self, upload: Upload, stop: int) -> OpenFile | None:

@@ -17,7 +17,7 @@ the exceptions named here.
     errors.py      what they raise
 """
 
-from tidegate.ports.body import Body, BodyEnd, Buffer, Digest, DirectSink, Sink, Splice, Store
+from tidegate.ports.body import Body, BodyEnd, Buffer, Digest, DirectSink, QuickBody, Sink, Splice, Store
 from tidegate.ports.clock import Clock
 from tidegate.ports.data import (
     AheadStore,
@@ -107,6 +107,7 @@ __all__ = [
     "PieceStore",
     "PinnedError",
     "ProbedStore",
+    "QuickBody",
     "QueuedStore",
     "Room",
     "Shown",

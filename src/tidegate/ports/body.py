@@ -79,6 +79,13 @@ class Body(Protocol):
         """
 
 
+class QuickBody(Body, Protocol):
+    """A body of which all may be here before it is asked for."""
+
+    def at_hand(self) -> Sequence[Buffer] | None:
+        """All of it, which counts as read then. None: not yet; it is to be had by `copy_to`."""
+
+
 class Digest(Protocol):
     """A running checksum, as in hashlib."""
 

@@ -7,6 +7,7 @@ header, what was wrong, and what was expected.
 from __future__ import annotations
 
 import base64
+import binascii
 import re
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -83,7 +84,7 @@ def metadata_pairs(raw: str) -> dict[str, bytes]:
         if not _BASE64.fullmatch(value):
             what = f"Upload-Metadata: the value of '{shown(key)}'"
             raise _not_base64(what, value, Code.BAD_METADATA)
-        pairs[key] = base64.b64decode(value)
+        pairs[key] = binascii.a2b_base64(value)
     return pairs
 
 

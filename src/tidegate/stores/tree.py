@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -37,6 +38,10 @@ MANY_FOLDERS: Final = 4096
 ATTEMPTS: Final = 16
 """How often a file may be moved or deleted between opening and locking it before we give up: each
 time somebody else got on, and an upload has two places."""
+
+
+_PLAIN: Final = re.compile(r"[a-z]+(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+"""Paths of which there is nothing to fear: what most are."""
 
 
 class Places(NamedTuple):
@@ -84,7 +89,10 @@ class Tree:
         )
 
     def _inside(self, relative: object, folder: str) -> str:
-        if isinstance(relative, str) and _is_encodable(relative):
+        if isinstance(relative, str) and _PLAIN.fullmatch(relative):
+            if relative.startswith(f"{folder}/"):
+                return f"{self.base}/{relative}"
+        elif isinstance(relative, str) and _is_encodable(relative):
             parts = relative.split("/")
             if parts[0] == folder and len(parts) > 1 and not {"", ".", ".."}.intersection(parts):
                 return os.path.join(self.base, relative)

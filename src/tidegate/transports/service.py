@@ -111,8 +111,8 @@ class Service:
 
     def _shared(self, answer: Answer, request: Request) -> Answer:
         """An answer that a page of another site may read, if it may."""
-        cors = self._cors.headers(request)
-        return msgspec.structs.replace(answer, headers=answer.headers + cors)
+        answer.headers.extend(self._cors.headers(request))
+        return answer
 
     async def _answer(self, request: Request, body: Body) -> Answer:
         command = tus1.parse(request)
