@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
+import math
 import re
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -152,6 +154,12 @@ def concat(value: str) -> list[str] | None:
 
 def http_date(at: float) -> str:
     """An instant in the datetime format of RFC 9110, 5.6.7 (whole seconds, rounded down)."""
+    return _http_date(math.floor(at))
+
+
+@functools.lru_cache(maxsize=64)
+def _http_date(at: int) -> str:
+    # What is made in one second expires in one second.
     return formatdate(at, usegmt=True)
 
 

@@ -35,13 +35,14 @@ from tidegate.ports import (
     UnavailableError,
 )
 from tidegate.protocol.capabilities import Capability
+from tidegate.protocol.model import Kind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from tidegate.ports import Change, Counts, MetadataStore, Room, Undelivered
-    from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
+    from tidegate.protocol.model import Event, Segment, State, Upload, UploadId
 
 T = TypeVar("T")
 
@@ -173,7 +174,8 @@ class SQLiteMetadataStore:
             return granting.grant(rows.Taken(token, upload))
 
         if granting is None:
-            return await self._writer.submit(Operation(run, durable=durable))
+            single = not told and room is None and upload.kind is not Kind.FINAL
+            return await self._writer.submit(Operation(run, durable=durable, single=single))
         return await self._writer.submit(
             Operation(
                 run,

@@ -40,6 +40,7 @@ class Operation(Generic[T]):
         "result",
         "run",
         "settle",
+        "single",
         "undo",
         "unwanted",
     )
@@ -49,6 +50,7 @@ class Operation(Generic[T]):
         run: Callable[[sqlite3.Connection], T],
         *,
         durable: bool = False,
+        single: bool = False,
         undo: Callable[[], None] | None = None,
         settle: Callable[[T], None] | None = None,
         unwanted: Callable[[T], None] | None = None,
@@ -62,6 +64,8 @@ class Operation(Generic[T]):
         self.unwanted = unwanted
         """Called on the loop, after that, when the caller was cancelled and will not see it."""
         self.durable = durable
+        self.single = single
+        """It is one statement: when that is refused, it has done nothing."""
         self.future: asyncio.Future[T]
         self.queued_at = 0.0
         self.result: T
@@ -234,7 +238,7 @@ class Writer:
         try:
             self._begin(durable=any(operation.durable for operation in batch))
             for operation in batch:
-                self._run(operation, alone=alone)
+                self._run(operation, alone=alone or operation.single)
             self._connection.execute("ROLLBACK" if alone and batch[0].error else "COMMIT")
         except Exception as error:  # noqa: BLE001  (goes to every caller)
             for operation in batch:
@@ -254,7 +258,7 @@ class Writer:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def _run(self, operation: Operation[Any], *, alone: bool) -> None:
-        """Run one operation so that its refusal takes nothing else back.
+        """Run one operation so that its refusal takes nothing else back: `alone` it can't.
 
         Raises sqlite3.Error, after which the transaction may be gone.
         """
