@@ -15,6 +15,7 @@ from tidegate.testing.data import ALONE
 
 if TYPE_CHECKING:
     from tidegate.ports import (
+        AheadStore,
         Buffer,
         Change,
         Counts,
@@ -252,6 +253,33 @@ class FaultyWholeStore(FaultyStore):
             return await self.inner.finish(whole, ALONE, durable=durable)
 
         return await self.faults.around("store_whole", store)
+
+
+class FaultyAheadStore(FaultyWholeStore):
+    """One that takes them ahead of their records, if `willing`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.willing = True
+        self.marked: set[UploadId] = set()
+        """Of which there may be no record."""
+
+    async def store_ahead(self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool) -> bool:
+        async def store() -> bool:
+            if not self.willing:
+                return False
+            writer = await self.inner.writer(upload, ALONE)
+            await writer.write(chunks)
+            await writer.close()
+            await self.inner.finish(replace(upload, offset=writer.offset), ALONE, durable=durable)
+            self.marked.add(upload.id)
+            return True
+
+        return await self.faults.around("store_ahead", store)
+
+    def confirm(self, upload: Upload) -> None:
+        if self.faults.dead is None:
+            self.marked.discard(upload.id)
 
 
 class FaultyWriter:

@@ -158,7 +158,8 @@ def run(
 @contextlib.contextmanager
 def _collecting_rarely() -> Iterator[None]:
     """Look for garbage in cycles less often: requests leave little of it, and what there is by now,
-    modules mostly, stays to the end."""
+    modules mostly, stays to the end.
+    """
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()

@@ -163,9 +163,7 @@ async def _store_ahead(core: Core, upload: Upload, chunks: Sequence[Buffer]) -> 
     return whole
 
 
-async def _insert(
-    core: Core, upload: Upload, room: Room | None, *, lease: bool
-) -> Session | None:
+async def _insert(core: Core, upload: Upload, room: Room | None, *, lease: bool) -> Session | None:
     try:
         grant = await core.metadata.insert(
             upload,

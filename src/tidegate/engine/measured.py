@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from tidegate.ports import (
+        AheadStore,
         Buffer,
         Change,
         DataStore,
@@ -136,7 +137,7 @@ class _Data(_Measured):
             self.store_whole = self._store_whole
         if hasattr(inner, "store_ahead"):
             self.store_ahead = self._store_ahead
-            self.confirm = inner.confirm
+            self.confirm = cast("AheadStore", inner).confirm
 
     def _store_ahead(
         self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool

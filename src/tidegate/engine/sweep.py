@@ -195,7 +195,11 @@ async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bo
             # Whoever stored it died between the commit and what follows.
             if not dry_run:
                 ahead.confirm(loaded.upload)
-        elif is_old and loaded.hold is not Hold.HELD and await _is_left_over(core, loaded.upload, stored):
+        elif (
+            is_old
+            and loaded.hold is not Hold.HELD
+            and await _is_left_over(core, loaded.upload, stored)
+        ):
             # Once more under its lease: it may have been on its way into the record.
             await _hold(core, swept, stored.upload_id, discard_if_left_over)
     except (DataError, MetadataError) as error:

@@ -6,22 +6,18 @@ once. It raises what `ports.DataStore` says, and never an OSError.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from msgspec.structs import replace
-
 from tidegate.ports import (
-    Buffer,
     BytesBusyError,
     BytesMissingError,
     DataError,
@@ -58,7 +54,8 @@ class Tree:
         self.base = ""
         self._root = root
         self._template = template
-        self._known_templates = [template]
+        self.templates = [template]
+        """Every template that files may be named by."""
         self._lock = threading.Lock()
         self._synced_folders: OrderedDict[str, None] = OrderedDict()
         self._failed_syncs: dict[UploadId, int] = {}
@@ -69,7 +66,7 @@ class Tree:
     def open(self) -> None:
         """Make the folders, see that locks work there; clean nothing. Raises DataError."""
         self.base = os.path.abspath(self._root)
-        self._known_templates = layout.prepare(self.base, self._template)
+        self.templates = layout.prepare(self.base, self._template)
 
     # ------------------------------------------------------------------------------- where it is
 
@@ -268,89 +265,11 @@ class Tree:
                 if size > upload.length:
                     # Never acknowledged, so they never counted.
                     os.ftruncate(fd, upload.length)
-                owners.sign(fd, upload, upload.storage["finished"], self._known_templates)
+                owners.sign(fd, upload, upload.storage["finished"], self.templates)
                 with self.noting_failed_sync(upload.id, upload.synced_offset):
                     if durable:
                         disk.sync_data(fd)
                     self._move_to_finished(upload, places, durable=durable)
-
-    def store_whole(self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool) -> None:
-        """Store a whole upload, which is nowhere yet, under its finished name.
-
-        Raises NoSpaceError, SyncFailedError, DataError.
-        """
-        path = self.places(upload).finished
-        folder = os.path.dirname(path)
-        with translated("store"):
-            try:
-                file = disk.open_unnamed(folder)
-            except FileNotFoundError:
-                make_folders(folder)
-                file = disk.open_unnamed(folder)
-            named = file is not None and self._store_named(file, upload, chunks, durable=durable)
-        if not named:
-            self._store_in_steps(upload, chunks, durable=durable)
-        elif durable:
-            self.sync_names(path)
-
-    def store_ahead(
-        self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool = False
-    ) -> bool:
-        """Store a whole upload that has no record yet under both its names, the first of which says
-        that there is none. False: it can't be; nothing is there.
-
-        Raises NoSpaceError, SyncFailedError, DataError.
-        """
-        places = self.places(upload)
-        with translated("store"):
-            try:
-                fd = _make(places.incoming)
-            except FileExistsError:
-                return False
-            named = False
-            try:
-                disk.write_at(fd, chunks, 0, lambda _: None)
-                owners.sign(fd, upload, upload.storage["finished"], self._known_templates)
-                if durable:
-                    disk.sync_data(fd)
-                named = _link(places)
-                if named and durable:
-                    self.sync_names(places.finished)
-            except BaseException:
-                if named:
-                    disk.remove(places.finished)
-                disk.remove(places.incoming)
-                raise
-            finally:
-                os.close(fd)
-            if not named:
-                disk.remove(places.incoming)
-        return named
-
-    def confirm(self, upload: Upload) -> None:
-        """Take the first name of a complete upload away, if it still has it. Raises DataError."""
-        with translated("confirm"):
-            disk.remove(self.places(upload).incoming)
-
-    def _store_named(
-        self, file: Descriptor, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
-    ) -> bool:
-        with closing(file), file.use() as fd:
-            disk.write_at(fd, chunks, 0, lambda _: None)
-            owners.sign(fd, upload, upload.storage["finished"], self._known_templates)
-            if durable:
-                disk.sync_data(fd)
-            try:
-                return disk.give_name(fd, self.places(upload).finished)
-            except FileExistsError:
-                raise _taken(upload) from None
-
-    def _store_in_steps(self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool) -> None:
-        file, _ = self.open_writer(upload)
-        with closing(file):
-            with file.use() as fd:
-                disk.write_at(fd, chunks, 0, lambda _: None)
-            self.finish(replace(upload, offset=upload.promised), durable=durable)
 
     def _move_to_finished(self, upload: Upload, places: Places, *, durable: bool) -> None:
         # That the old name is gone is not synced: with both a file can be found all the same.
@@ -362,7 +281,7 @@ class Tree:
             make_folders(os.path.dirname(places.finished))
             disk.move(places.incoming, places.finished, sync_new_name)
         except FileExistsError:
-            raise _taken(upload) from None
+            raise taken(upload) from None
         except FileNotFoundError:
             if disk.size_of(places.finished) is None:
                 raise BytesMissingError(f"upload {upload.id} was deleted meanwhile") from None
@@ -417,7 +336,7 @@ class Tree:
 
     def walk(self) -> Generator[Stored, None, None]:
         """All files whose upload is certain. Raises DataError."""
-        return owners.walk(self.base, self._known_templates)
+        return owners.walk(self.base, self.templates)
 
     def _remove_own_folders(self, path: str, upload_id: UploadId) -> None:
         """Remove the folders that only this upload can be in (the template `{id}/{filename}`)."""
@@ -434,35 +353,7 @@ class Tree:
             folder = os.path.dirname(folder)
 
 
-def _make(path: str) -> int:
-    """A new file, open for writing. Raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        return os.open(path, flags, disk.FILE_MODE)
-    except FileNotFoundError:
-        make_folders(os.path.dirname(path))
-        return os.open(path, flags, disk.FILE_MODE)
-
-
-def _link(places: Places) -> bool:
-    """Give a file its second name; False when that is taken, or there is no such thing."""
-    for again in (True, False):
-        try:
-            os.link(places.incoming, places.finished)
-        except FileNotFoundError:
-            if not again:
-                raise
-            make_folders(os.path.dirname(places.finished))
-        except OSError as error:
-            if error.errno not in disk.NO_LINK | {errno.EEXIST}:
-                raise
-            return False
-        else:
-            return True
-    raise AssertionError
-
-
-def _taken(upload: Upload) -> DataError:
+def taken(upload: Upload) -> DataError:
     place = upload.storage["finished"]
     return DataError(f"upload {upload.id}: another file is in its place, {place}")
 
