@@ -354,6 +354,7 @@ class Tree:
 
 
 def taken(upload: Upload) -> DataError:
+    """What is raised when an upload's finished name is another file's."""
     place = upload.storage["finished"]
     return DataError(f"upload {upload.id}: another file is in its place, {place}")
 

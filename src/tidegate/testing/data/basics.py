@@ -223,8 +223,7 @@ async def stores_a_whole_upload_at_once(store: DataStore) -> None:
 
 
 async def stores_a_small_upload_ahead_of_its_record(store: DataStore) -> None:
-    """It can be read like any other, is not told of as whole until it is confirmed, and never takes
-    another one's place."""
+    """It can be read like any other, is told of as not whole, and never takes another's place."""
     if not isinstance(store, AheadStore):
         return
     for number, data in enumerate((b"", b"x", pattern(64 * 1024))):
