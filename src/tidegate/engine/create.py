@@ -71,7 +71,9 @@ async def create(
     chunks = None if at_once is None else await gather(core, body, at_once)
     room = await _room(core)
     # What somebody named may be what somebody else's is called.
-    named = core.settings.new_id is not random_id or (changes is not None and changes.id is not None)
+    named = core.settings.new_id is not random_id or (
+        changes is not None and changes.id is not None
+    )
     if chunks is not None and room is None and not (named or core.records_first):
         whole = await _store_ahead(core, upload, chunks)
         if whole is not None:

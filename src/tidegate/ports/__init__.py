@@ -17,7 +17,17 @@ the exceptions named here.
     errors.py      what they raise
 """
 
-from tidegate.ports.body import Body, BodyEnd, Buffer, Digest, DirectSink, QuickBody, Sink, Splice, Store
+from tidegate.ports.body import (
+    Body,
+    BodyEnd,
+    Buffer,
+    Digest,
+    DirectSink,
+    QuickBody,
+    Sink,
+    Splice,
+    Store,
+)
 from tidegate.ports.clock import Clock
 from tidegate.ports.data import (
     AheadStore,
@@ -107,8 +117,8 @@ __all__ = [
     "PieceStore",
     "PinnedError",
     "ProbedStore",
-    "QuickBody",
     "QueuedStore",
+    "QuickBody",
     "Room",
     "Shown",
     "Sink",

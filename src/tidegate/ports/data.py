@@ -189,9 +189,7 @@ class AheadStore(Protocol):
     Until it is told of one it marks the bytes, so that a sweep finds them, though they are whole.
     """
 
-    async def store_ahead(
-        self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
-    ) -> bool:
+    async def store_ahead(self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool) -> bool:
         """As `WholeStore.store_whole`, under an id that nobody else can have; marked. `stored`
         tells of the bytes as not `whole`.
 
