@@ -24,8 +24,8 @@ def _places(upload: Upload) -> list[str]:
     return [upload.storage["finished"], upload.storage["incoming"]]
 
 
-async def _found(store: LocalStore) -> list[tuple[str, bool]]:
-    return [(stored.place, stored.whole) async for stored in store.stored()]
+async def _found(store: LocalStore) -> list[tuple[str, bool, bool]]:
+    return [(stored.place, stored.whole, stored.marked) async for stored in store.stored()]
 
 
 @pytest.mark.parametrize("name", ["{shard}/{id}", "{year}/{id}-{filename}", "{id}/{filename}"])
@@ -35,13 +35,14 @@ async def test_its_first_name_tells_that_there_may_be_no_record(root: Path, name
     upload = replace(make_upload(store, length=6), offset=6, state=State.COMPLETE)
     assert await store.store_ahead(upload, [b"abc", b"def"], durable=False)
     # The finished one first: told alone, it would be taken for what lost its record.
-    assert await _found(store) == [(place, False) for place in _places(upload)]
+    finished, incoming = _places(upload)
+    assert await _found(store) == [(finished, False, True), (incoming, False, False)]
     assert await read_all(store, upload) == b"abcdef"
     store.confirm(upload)
     with anyio.fail_after(10):
         while files(root) != [upload.storage["finished"]]:
             await anyio.sleep(0.001)
-    assert await _found(store) == [(upload.storage["finished"], True)]
+    assert await _found(store) == [(upload.storage["finished"], True, False)]
     assert await read_all(store, upload) == b"abcdef"
     await store.close()
 
@@ -59,7 +60,7 @@ async def test_another_hard_link_is_no_mark(store: LocalStore, root: Path) -> No
     upload = make_upload(store, length=3)
     await store.store_whole(upload, [b"abc"], durable=False)
     os.link(root / upload.storage["finished"], root / "backup")
-    assert await _found(store) == [(upload.storage["finished"], True)]
+    assert await _found(store) == [(upload.storage["finished"], True, False)]
 
 
 async def test_it_is_synced_before_its_finished_name_is(

@@ -277,6 +277,10 @@ class FaultyAheadStore(FaultyWholeStore):
 
         return await self.faults.around("store_ahead", store)
 
+    async def stored(self) -> AsyncIterator[Stored]:
+        async for found in super().stored():
+            yield replace(found, marked=found.upload_id in self.marked)
+
     def confirm(self, upload: Upload) -> None:
         if self.faults.dead is None:
             self.marked.discard(upload.id)

@@ -171,9 +171,8 @@ async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bo
 
     Not those of a whole upload: should the records be lost, or be others, these are the files.
     """
-    ahead = core.ahead_store
     is_old = stored.modified_at <= core.clock.now() - core.settings.orphan_age
-    if stored.whole or not (is_old or ahead is not None):
+    if stored.whole or not (is_old or stored.marked):
         return
 
     async def discard() -> None:
@@ -191,10 +190,10 @@ async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bo
         if loaded is None:
             if is_old:
                 await discard()
-        elif ahead is not None and loaded.upload.complete:
-            # Whoever stored it died between the commit and what follows.
-            if not dry_run:
-                ahead.confirm(loaded.upload)
+        elif stored.marked and loaded.upload.complete:
+            # Whoever stored it died after the commit.
+            if core.ahead_store is not None and not dry_run:
+                core.ahead_store.confirm(loaded.upload)
         elif (
             is_old
             and loaded.hold is not Hold.HELD

@@ -126,6 +126,8 @@ class Stored(msgspec.Struct, frozen=True):
     whole: bool = False
     """`finish` has made it ready to be read: should its record be lost, it may be all that is left
     of a complete upload, and no sweep deletes it."""
+    marked: bool = False
+    """It was stored ahead of its record, and is not confirmed: see AheadStore. Not `whole`, then."""
 
 
 class OpenFile(Protocol):

@@ -36,7 +36,7 @@ def sign(fd: int, upload: Upload, place: str, templates: Sequence[naming.Templat
 def walk(base: str, templates: Sequence[naming.Template]) -> Generator[Stored, None, None]:
     """All files whose upload is certain. Raises DataError."""
     with disk.translated("list"):
-        # In this order, since what is known by both names is told by the first of them.
+        # In this order: without its name in INCOMING the other would be taken for a whole upload's.
         for top in (FINISHED, INCOMING):
             for place, entry in _files(base, top):
                 upload_id = _owner(base, place, templates)
@@ -46,8 +46,9 @@ def walk(base: str, templates: Sequence[naming.Template]) -> Generator[Stored, N
                     found = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                whole = top == FINISHED and not _is_marked(base, upload_id, found)
-                yield Stored(upload_id, found.st_size, found.st_mtime, place, whole)
+                marked = top == FINISHED and _is_marked(base, upload_id, found)
+                whole = top == FINISHED and not marked
+                yield Stored(upload_id, found.st_size, found.st_mtime, place, whole, marked)
 
 
 def _is_marked(base: str, upload_id: UploadId, found: os.stat_result) -> bool:
