@@ -90,13 +90,14 @@ async def test_one_that_was_cancelled_in_time_is_not_called(threads: Threads) ->
         reached.set()
         gate.wait()
 
-    async with anyio.create_task_group() as tasks, anyio.create_task_group() as cancelled:
-        tasks.start_soon(threads.run_together, hold)
-        cancelled.start_soon(threads.run_together, called.append, 1)
-        with anyio.fail_after(10):
-            while not reached.is_set():
-                await anyio.sleep(0.001)
-        cancelled.cancel_scope.cancel()
+    async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as cancelled:
+            tasks.start_soon(threads.run_together, hold)
+            cancelled.start_soon(threads.run_together, called.append, 1)
+            with anyio.fail_after(10):
+                while not reached.is_set():
+                    await anyio.sleep(0.001)
+            cancelled.cancel_scope.cancel()
         gate.set()
     assert called == []
 
