@@ -31,6 +31,7 @@ from tests.support.disk_trace import Happening, Stack, Sync, Tracer, product_sta
 
 from tidegate.metadata.sqlite import schema as sqlite_schema
 from tidegate.metadata.sqlite import writer as sqlite_writer
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Durability, UnavailableError
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.model import Kind
@@ -278,6 +279,24 @@ async def first_start(client: Client) -> None:
 async def _start(client: Client) -> None:
     async with client.server():
         pass
+
+
+@scenario
+async def ahead(client: Client) -> None:
+    """Small uploads that are stored ahead of their records; one process dies between the two."""
+    client.names = False
+    async with client.server():
+        await client.create("ahead-a", 2 * CHUNK, sends=2 * CHUNK)
+        await client.create("ahead-b", CHUNK, kind=Kind.PARTIAL, sends=CHUNK)
+        await client.join("ahead-c", ["ahead-b", "ahead-b"])
+        await client.until_complete("ahead-c")
+        with mock.patch.object(SQLiteMetadataStore, "insert", side_effect=Killed):
+            await killing(client.create("ahead-d", CHUNK, sends=CHUNK))
+        await client.create("ahead-e", CHUNK, sends=CHUNK)
+        client.tracer.note("to end", "ahead-b")
+        client.wait(8 * 86_400)
+        await client.engine.sweep()
+        await client.create("ahead-f", CHUNK, sends=CHUNK)
 
 
 @scenario

@@ -10,11 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from unittest import mock
 
 import anyio
 import msgspec
 
-from tidegate.engine.core import Settings
+from tidegate.engine import create
+from tidegate.engine.core import Settings, random_id
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
@@ -128,6 +130,8 @@ class Client:
     boot_id: str = "the first boot"
     clock: Moving = field(default_factory=Moving)
     template: str = "{shard}/{id}"
+    names: bool = True
+    """Uploads are named: else small ones are stored ahead of their records."""
     contents: dict[str, Content] = field(default_factory=dict)
     engine: Engine = field(init=False)
     data: BootStore = field(init=False)
@@ -138,6 +142,10 @@ class Client:
         """Start, and in the end stop gracefully, or without syncing anything."""
         self.data = BootStore(self.root / "data", self.boot_id, name=self.template)
         self.metadata = SQLiteMetadataStore(self.root / DATABASE)
+
+        def new_id(_: Upload) -> str:
+            return self._key
+
         self.engine = Engine(
             self.data,
             self.metadata,
@@ -146,17 +154,20 @@ class Client:
                 checkpoint_bytes=STEP,
                 checkpoint_seconds=1e9,
                 copy_step=STEP,
-                new_id=lambda _: self._key,
+                new_id=new_id,
                 sweep_every=1e9,
             ),
             sinks=as_sinks([self._told]),
             clock=self.clock,
         )
-        async with self.engine:
-            yield
-            await self.settle()
-            if dies:
-                self.engine._core.unsynced.clear()
+        # As good as drawn: nobody else has it.
+        drawn = random_id if self.names else new_id
+        with mock.patch.object(create, "random_id", drawn):
+            async with self.engine:
+                yield
+                await self.settle()
+                if dies:
+                    self.engine._core.unsynced.clear()
         if not dies:
             self.tracer.note("stopped")
 
@@ -169,7 +180,7 @@ class Client:
             while True:
                 for _ in range(8):
                     await anyio.sleep(0)
-                if not self.data.syncing:
+                if not self.data.syncing and not self.data.queued():
                     return
                 await anyio.sleep(0.001)
 
