@@ -15,7 +15,7 @@ from tidegate.protocol.model import State, Upload
 from tidegate.stores.local import LocalStore
 
 from .conftest import make_upload, read_all
-from .test_local import fails, files, traced
+from .on_disk import fails, files, traced
 
 pytestmark = pytest.mark.anyio
 
