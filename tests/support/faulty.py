@@ -479,7 +479,7 @@ class FaultyMetadata:
 if TYPE_CHECKING:
     _: type[DataStore] = FaultyStore
     ____: type[WholeStore] = FaultyWholeStore
-    ______: type[AheadStore] = FaultyAheadStore
+    _______: type[AheadStore] = FaultyAheadStore
     _____: type[PieceStore] = FaultyPieceStore
     ______: type[PieceStore] = FaultyBucket
     __: type[Writer] = FaultyWriter
