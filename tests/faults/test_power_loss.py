@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
-    # All that is replayed is replayed at once, in processes of its own: by one worker alone.
-    pytest.mark.xdist_group("power"),
     pytest.mark.timeout(3 * 3600 if os.environ.get("TIDEGATE_POWER") == "every" else 600),
     pytest.mark.skipif(
         sqlite_vfs.library() is None,
@@ -70,7 +68,9 @@ def pool() -> Iterator[Pool]:
 def replays(
     traces: dict[str, power.Trace], pool: Pool
 ) -> tuple[dict[str, AsyncResult[Verdict]], dict[Build, AsyncResult[Verdict]]]:
-    """All under way at once: of the product, and of each build."""
+    """All under way at once: of the product, and of each build. (Workers of xdist should share a
+    file's tests out by the file: each would replay all of it.)
+    """
     every = list(traces.values())
     return (
         {name: pool.apply_async(power.replay_trace, (traces[name], EFFORT)) for name in NAMES},
