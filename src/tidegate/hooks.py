@@ -89,7 +89,11 @@ class Headers(Mapping[str, str]):
     def all(self, name: str) -> list[str]:
         """Every value of a name, in the order in which they were sent."""
         wanted = _as_sent(name)
-        return [value.decode("latin-1").strip(" \t") for n, value in self._sent if n == wanted]
+        found = []
+        for sent, value in self._sent:
+            if sent == wanted:
+                found.append(value.decode("latin-1").strip(" \t"))
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(name.decode("latin-1") for name, _ in self._sent))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What a bearer token is made of (RFC 6750, 2.1)."""
-_CREDENTIALS: Final = re.compile(rf"bearer +({TOKEN.pattern})", re.IGNORECASE | re.ASCII)
+_CREDENTIALS: Final = re.compile(rf"(?i:bearer) +({TOKEN.pattern})", re.ASCII)
 
 
 def bearer_token(request: UploadRequest) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
 from collections import deque
@@ -12,6 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from tidegate.engine.core import log
+from tidegate.engine.within import within
 from tidegate.ports import Delivery, DeliveryError, EventSink, MetadataError
 
 if TYPE_CHECKING:
@@ -232,17 +232,13 @@ class Outbox:
                 return
             # Let one find out.
             self._hung[sink.name] = hangs, monotonic() + sink.timeout
-        # Of asyncio: half of what a scope costs, which is more than all the rest here.
-        limit = asyncio.timeout(sink.timeout)
         try:
-            async with limit:
-                await sink.deliver(delivery)
-        except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
-            if limit.expired():
+            if not await within(sink.timeout, sink.deliver(delivery)):
                 hangs, _ = self._hung.get(sink.name, (0, 0.0))
                 self._hung[sink.name] = hangs + 1, monotonic() + REST
                 outcome.failed(sink, DeliveryError(f"no answer in {sink.timeout:g} s"))
                 return
+        except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
             outcome.failed(sink, error)
         else:
             outcome.done.append(sink.name)
