@@ -20,8 +20,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 from msgspec.structs import replace
 
+from tidegate.metadata.certificates import unreadable
 from tidegate.metadata.encoding import decode_segment, decode_upload, encode
 from tidegate.metadata.paging import paged
 from tidegate.metadata.redis import events as redis_events
@@ -37,6 +39,7 @@ from tidegate.ports import (
     Lease,
     LeaseLostError,
     Loaded,
+    MetadataError,
     OverLimitError,
     PartUnavailableError,
     PinnedError,
@@ -81,6 +84,9 @@ class RedisMetadataStore:
 
     async def open(self, boot_id: str = "") -> None:
         """Acquire what is needed, and see that Redis keeps what it is told. Raises MetadataError."""
+        url = self._address.driver_url
+        if why := await anyio.to_thread.run_sync(unreadable, url, redis_url.FILES):
+            raise MetadataError(f"{self._address.shown}: {why}")
         link = Link(self._address, boot_id=boot_id, patience=self._patience)
         try:
             await redis_opening.prepare(link)
