@@ -304,13 +304,13 @@ async def test_an_assembly_that_is_slow_goes_on(
         copies += 1
         before = looked
         with anyio.fail_after(10):
-            while looked < before + 3:
+            while looked < before + 2:
                 await anyio.sleep(0.01)
         return await go()
 
     data = random.Random(11).randbytes(PART)
     store = way[0].store(request.node.name, least_part=PART, part_size=PART, memory=8 * PART)
-    settings = Settings(sweep_every=1e6, let_go_within=0.05)
+    settings = Settings(sweep_every=1e6, let_go_within=1, assemble_within=30)
     async with Engine(store, MemoryMetadataStore(), settings=settings) as engine:
         part = await engine.handle(
             Create(kind=Kind.PARTIAL, length=PART, payload=Payload(length=PART)),
