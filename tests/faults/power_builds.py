@@ -37,11 +37,6 @@ OUT_OF_SIGHT = frozenset(
     [
         # Of an upload's pieces, before they are put together: there are none on a local disk.
         "engine/completion.py complete: commit",
-        # Before a hook is asked about a whole upload: no scenario has one yet. Without them a loss
-        # of power while it is asked takes the upload back, and nobody was told that it was whole.
-        "engine/completion.py _finished: sync",
-        "engine/sessions.py Session.sync: sync",
-        "engine/sessions.py Session.sync: commit",
     ]
 )
 """What no scenario shows."""
