@@ -353,7 +353,7 @@ def refused(code: Code) -> Iterator[None]:
     raise AssertionError(f"expected {code}")
 
 
-async def killing(awaitable: Awaitable[None]) -> None:
+async def killing(awaitable: Awaitable[object]) -> None:
     try:
         await awaitable
     except Killed:

@@ -183,4 +183,5 @@ def _offset(url: str) -> str | None:
     """None: it is not known by now."""
     answer = httpx.head(url, headers=TUS, timeout=PATIENCE)
     assert answer.status_code in {200, 423, 503}
-    return answer.headers.get("Upload-Offset")
+    offset: str | None = answer.headers.get("Upload-Offset")
+    return offset
