@@ -56,10 +56,12 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", re.ASCII)
 class _Standing:
     """How the delivery of one event stands, while its line is told."""
 
+    __slots__ = ("delivery", "done", "retries")
+
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
-        self.done = list(delivery.done)
-        self.retries = {retry.sink: retry for retry in delivery.retries}
+        self.done = delivery.done
+        self.retries = {retry.sink: retry for retry in delivery.retries} if delivery.retries else {}
 
     def lacks(self, sink: EventSink) -> bool:
         """Whether the sink wants it, and does not have it."""
@@ -84,12 +86,12 @@ class _Standing:
 
     def took(self, sink: EventSink) -> None:
         """The sink has it."""
-        self.done.append(sink.name)
+        self.done += (sink.name,)
         self.retries.pop(sink.name, None)
 
     def left(self) -> Delivery:
         """What is kept of it."""
-        return self.delivery.after(self.done, list(self.retries.values()))
+        return self.delivery.after(self.done, tuple(self.retries.values()))
 
 
 class Outbox:
@@ -192,12 +194,12 @@ class Outbox:
             # The server stops. The next one need not wait for the claim to run out.
             self._ended.append(self._what_became_of(line, standings))
             with anyio.move_on_after(LET_GO_WITHIN, shield=True):
-                await self._end_claims()
+                await self._end_claims(stopping=True)
             raise
         self._ended.append(self._what_became_of(line, standings))
         self.wake()
 
-    async def _end_claims(self) -> None:
+    async def _end_claims(self, *, stopping: bool = False) -> None:
         """Have the metadata store note what became of lines, of all of them at once."""
         ended, self._ended = self._ended, []
         if not ended:
@@ -212,7 +214,8 @@ class Outbox:
             self._ended += ended
             raise
         else:
-            for upload_id in lost:
+            # What was being ended when the server was stopped may have ended.
+            for upload_id in () if stopping else lost:
                 # We were paused: someone else tells them by now, and says how that goes.
                 log.warning("events of %s: their delivery took longer than its claim", upload_id)
         self._at_work -= len(ended)
@@ -223,7 +226,7 @@ class Outbox:
             line, _ = self._claimed.popleft()
             self._ended.append(Ended(line=line, kept=line.deliveries))
         with anyio.move_on_after(LET_GO_WITHIN, shield=True):
-            await self._end_claims()
+            await self._end_claims(stopping=True)
 
     async def _tell(self, standings: Sequence[_Standing], until: float) -> None:
         """Tell each sink what it lacks."""
@@ -312,11 +315,12 @@ class Outbox:
         due: dict[str, float] = {}
         for each in standings:
             lacking = [sink for sink in self._sinks if each.lacks(sink)]
+            if not lacking:
+                continue
             hopeful = [sink for sink in lacking if not each.given_up(sink)]
             for sink in hopeful:
                 # What comes after its first waits for that.
                 due.setdefault(sink.name, each.due_at(sink))
-            if lacking:
-                (kept if hopeful else given_up).append(each.left())
+            (kept if hopeful else given_up).append(each.left())
         due_at = min(due.values(), default=0.0)
         return Ended(line=line, kept=kept, given_up=given_up, due_at=due_at)

@@ -56,9 +56,10 @@ def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Li
         if sequence is not None:
             told.append(decode_delivery(sequence, *delivery))
     ends = now + ttl
-    db.executemany(
-        "UPDATE line SET due_at = ?, claimed = 1, more = 0 WHERE upload_id = ?",
-        [(ends, upload_id) for upload_id in found],
+    db.execute(
+        "UPDATE line SET due_at = ?, claimed = 1, more = 0"
+        " WHERE upload_id IN (SELECT value FROM json_each(?))",
+        (ends, json.dumps([*found])),
     )
     return [
         Line(upload_id, ends, tuple(sorted(deliveries, key=lambda delivery: delivery.sequence)))
@@ -68,44 +69,54 @@ def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Li
 
 def end_claims(db: sqlite3.Connection, ended: Sequence[Ended]) -> list[UploadId]:
     """Note what became of lines, and let go of them; those that were not held."""
+    over = _forget(db, [each.line for each in ended if not each.kept])
     lost: list[UploadId] = []
     told: set[int] = set()
     noted: list[tuple[str, str, bool, int]] = []
     for each in ended:
-        if not _let_go(db, each):
+        if each.line.upload_id not in over and not _let_go(db, each):
             lost.append(each.line.upload_id)
             continue
         told.update(delivery.sequence for delivery in each.line.deliveries)
-        for deliveries, over in ((each.kept, False), (each.given_up, True)):
-            noted += [(*encode_delivery(d), over, d.sequence) for d in deliveries]
-    told.difference_update(sequence for *_, sequence in noted)
+        for deliveries, given_up in ((each.kept, False), (each.given_up, True)):
+            noted += [(*encode_delivery(d), given_up, d.sequence) for d in deliveries]
+    if noted:
+        told.difference_update(sequence for *_, sequence in noted)
+        db.executemany(
+            "UPDATE event SET done = ?, retries = ?, given_up = ? WHERE sequence = ?", noted
+        )
     if told:
         db.execute(
             "DELETE FROM event WHERE sequence IN (SELECT value FROM json_each(?))",
             (json.dumps([*told]),),
         )
-    db.executemany("UPDATE event SET done = ?, retries = ?, given_up = ? WHERE sequence = ?", noted)
     return lost
 
 
-def _let_go(db: sqlite3.Connection, ended: Ended) -> bool:
-    ours = (ended.line.upload_id, ended.line.claim)
-    over = not ended.kept and _count(
-        db, "DELETE FROM line WHERE upload_id = ? AND due_at = ? AND claimed AND NOT more", *ours
-    )
-    return bool(over) or bool(
-        _count(
-            db,
-            "UPDATE line SET claimed = 0, due_at = CASE WHEN more THEN ? ELSE ? END"
-            " WHERE upload_id = ? AND due_at = ? AND claimed",
-            *(due_at_once(ended.line), ended.due_at, *ours),
+def _forget(db: sqlite3.Connection, lines: Iterable[Line]) -> set[UploadId]:
+    """Forget lines of which nothing is kept; those that were held, and have nothing more to tell."""
+    claims: dict[float, list[UploadId]] = {}
+    for line in lines:
+        claims.setdefault(line.claim, []).append(line.upload_id)
+    over: set[UploadId] = set()
+    for claim, uploads in claims.items():
+        rows = db.execute(
+            "DELETE FROM line WHERE upload_id IN (SELECT value FROM json_each(?))"
+            " AND due_at = ? AND claimed AND NOT more RETURNING upload_id",
+            (json.dumps(uploads), claim),
         )
+        over.update(upload_id for (upload_id,) in rows)
+    return over
+
+
+def _let_go(db: sqlite3.Connection, ended: Ended) -> bool:
+    line = ended.line
+    updated = db.execute(
+        "UPDATE line SET claimed = 0, due_at = CASE WHEN more THEN ? ELSE ? END"
+        " WHERE upload_id = ? AND due_at = ? AND claimed",
+        (due_at_once(line), ended.due_at, line.upload_id, line.claim),
     )
-
-
-def _count(db: sqlite3.Connection, sql: str, *values: str | float) -> int:
-    """How many rows a statement changed."""
-    return db.execute(sql, values).rowcount
+    return updated.rowcount > 0
 
 
 def replay(db: sqlite3.Connection, sequence: int) -> bool:
