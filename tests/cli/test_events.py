@@ -15,10 +15,12 @@ from tests.support.bodies import ScriptedBody
 
 from tidegate.engine.engine import Engine
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
+from tidegate.ports import Retry
 from tidegate.protocol.commands import Create, Payload
 from tidegate.protocol.model import STORED_EVENTS, EventType, UploadId
 from tidegate.protocol.results import Created
 from tidegate.stores.local import LocalStore
+from tidegate.testing.metadata.support import end_claim
 
 
 def lines(out: str) -> list[dict[str, Any]]:
@@ -43,9 +45,13 @@ def uploads() -> list[UploadId]:
                 assert isinstance(created, Created)
                 made.append(created.upload.id)
             first, second, third = await store.claim_events(0, 10, 0)
-            assert first.sequence < second.sequence < third.sequence
-            await store.postpone(second.sequence, None, done=["mail", "queue"])
-            await store.postpone(third.sequence, 4e9)
+            assert [line.upload_id for line in (first, second, third)] == made
+            told, kept = second.deliveries
+            told = told.after(["mail", "queue"], [Retry("hook", 40, None)])
+            await end_claim(store, second, given_up=[told], kept=[kept])
+            told, kept = third.deliveries
+            told = told.after([], [Retry("hook", 3, 4e9)])
+            await end_claim(store, third, kept=[told, kept], due_at=4e9)
 
     asyncio.run(work())
     return made
@@ -61,7 +67,9 @@ def test_a_list_of_all(tidegate: Command, uploads: Sequence[UploadId]) -> None:
     assert [f["given_up"] for f in found] == [False, False, True, False, False, False]
     assert found[2]["due_at"] is None
     assert found[2]["done"] == ["mail", "queue"]
-    assert (found[2]["attempts"], found[4]["due_at"]) == (1, 4e9)
+    assert [f["attempts"] for f in found] == [0, 0, 40, 0, 3, 0]
+    assert found[4]["due_at"] == 4e9
+    assert found[4]["retries"] == [{"sink": "hook", "attempts": 3, "due_at": 4e9}]
 
 
 def test_a_list_of_some(tidegate: Command, uploads: Sequence[UploadId]) -> None:
@@ -85,7 +93,7 @@ def test_a_table_for_people(tidegate: Command, uploads: Sequence[UploadId]) -> N
     head, *rows = out.splitlines()
     assert head.split() == "event failed type when upload next".split()
     assert len(rows) == 6
-    assert re.search(rf"1  created +\d\d-\d\d \d\d:\d\dZ  {uploads[1]}  given up *$", rows[2])
+    assert re.search(rf"40  created +\d\d-\d\d \d\d:\d\dZ  {uploads[1]}  given up *$", rows[2])
     assert re.search(rf"created .* {uploads[0]}  due", rows[0])
     assert re.search(rf"completed .* {uploads[0]}  waits", rows[1])
     assert re.search(rf"created .* {uploads[2]}  in \d+d", rows[4])

@@ -33,7 +33,7 @@ from tidegate.metadata.sqlite import schema as sqlite_schema
 from tidegate.metadata.sqlite import writer as sqlite_writer
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Durability, UnavailableError
-from tidegate.protocol.errors import Code, Refusal
+from tidegate.protocol.errors import Code, Denied, Refusal
 from tidegate.protocol.model import Kind
 from tidegate.stores import disk
 from tidegate.stores.tree import Tree
@@ -52,6 +52,8 @@ class Trace:
     checkpoint: int
     template: str
     """By which the server names files after the loss of power."""
+    hooked: bool
+    """Whether a hook is asked about whole uploads."""
     happened: list[Happening]
     contents: dict[str, Content]
 
@@ -242,6 +244,40 @@ async def unsynced(client: Client) -> None:
 
 
 @scenario
+async def hooked(client: Client) -> None:
+    """Uploads that a hook is asked about: it agrees, refuses, puts them off, and dies meanwhile."""
+    answers: list[BaseException | None] = []
+
+    def decide(key: str) -> None:
+        answer = answers.pop(0)
+        if isinstance(answer, Denied) and answer.lasting:
+            client.tracer.note("to end", key)
+        if answer is not None:
+            raise answer
+
+    client.decide = decide
+    async with client.server():
+        answers[:] = [None]
+        await client.create("hook-a", 5 * CHUNK)
+        await client.append("hook-a", 0, 3 * CHUNK)
+        await client.append("hook-a", 3 * CHUNK)
+        answers[:] = [None]
+        await client.create("hook-b", 2 * CHUNK, sends=2 * CHUNK)
+        answers[:] = [Denied(422)]
+        await client.create("hook-c", 3 * CHUNK)
+        with refused(Code.DENIED):
+            await client.append("hook-c", 0)
+        client.tracer.note("gone", "hook-c")
+        answers[:] = [Denied(503), Killed(), None]
+        await client.create("hook-d", 4 * CHUNK)
+        with refused(Code.DENIED):
+            await client.append("hook-d", 0)
+        await killing(client.inspect("hook-d"))
+        await client.inspect("hook-d")
+        assert not answers
+
+
+@scenario
 async def renamed(client: Client) -> None:
     """Where there are no hard links, a file is renamed; one process dies right after it."""
 
@@ -317,7 +353,7 @@ def refused(code: Code) -> Iterator[None]:
     raise AssertionError(f"expected {code}")
 
 
-async def killing(awaitable: Awaitable[None]) -> None:
+async def killing(awaitable: Awaitable[object]) -> None:
     try:
         await awaitable
     except Killed:
@@ -352,7 +388,13 @@ def record(name: str, durability: Durability, checkpoint: int) -> Trace:
             disk.sync_directory(root)
             anyio.run(SCENARIOS[name], client)
         trace = Trace(
-            name, durability, checkpoint, client.template, tracer.happened, client.contents
+            name,
+            durability,
+            checkpoint,
+            client.template,
+            client.decide is not None,
+            tracer.happened,
+            client.contents,
         )
         _check(trace, root)
     return trace

@@ -19,6 +19,8 @@ from tidegate.engine import create
 from tidegate.engine.core import Settings, random_id
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
+from tidegate.hooks import Bytes as HookBytes
+from tidegate.hooks import Hooks, UploadRequest
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Delivery, Durability, Sink
 from tidegate.protocol.commands import Append, Checksum, Create, Inspect, Payload, Terminate
@@ -132,6 +134,8 @@ class Client:
     template: str = "{shard}/{id}"
     names: bool = True
     """Uploads are named: else small ones are stored ahead of their records."""
+    decide: Callable[[str], None] | None = None
+    """What a hook does about a whole upload, if one is to be asked: it may raise."""
     contents: dict[str, Content] = field(default_factory=dict)
     engine: Engine = field(init=False)
     data: BootStore = field(init=False)
@@ -158,6 +162,7 @@ class Client:
                 sweep_every=1e9,
             ),
             sinks=as_sinks([self._told]),
+            hooks=Hooks(before_complete=self._asked if self.decide else None),
             clock=self.clock,
         )
         # As good as drawn: nobody else has it.
@@ -173,6 +178,12 @@ class Client:
 
     async def _told(self, delivery: Delivery) -> None:
         self.tracer.note(f"event {delivery.event.type}", delivery.event.upload.id)
+
+    async def _asked(self, upload: Upload, _: HookBytes, __: UploadRequest | None) -> None:
+        self.tracer.note("asked", upload.id, upload.offset)
+        await self.settle()
+        assert self.decide is not None
+        self.decide(upload.id)
 
     async def settle(self) -> None:
         """Wait until what goes on behind the requests is done, so that traces are alike."""

@@ -23,12 +23,14 @@ from tidegate.ports import (
     LeaseLostError,
     MetadataError,
     NoRoomError,
+    Retry,
     UnavailableError,
 )
 from tidegate.protocol.model import Segment
 from tidegate.testing.metadata.support import (
     NOW,
     add,
+    end_claim,
     event,
     final,
     hold,
@@ -261,22 +263,23 @@ async def test_a_lease_that_nobody_knows_of_is_let_go(
         assert not (await hold(direct, record.id)).settled
 
 
-async def test_events_are_acknowledged_once_and_postponed_at_most_once(
-    cut: MetadataStore, line: CuttingLine
-) -> None:
+async def test_the_end_of_a_claim_counts_once(cut: MetadataStore, line: CuttingLine) -> None:
+    """And not for who has the line by then."""
     record = upload()
     await cut.insert(record, events=[event(record), event(record)])
-    (first,) = await cut.claim_events(NOW, 1, 60)
-    line.lose_answer("attempts + 1")
-    with pytest.raises(UnavailableError):
-        await cut.postpone(first.sequence, NOW + 100)
-    (again,) = await cut.claim_events(NOW + 100, 1, 60)
-    assert again.attempts == 1
-    line.lose_answer("DELETE FROM")
-    await cut.acknowledge(first.sequence)
-    assert len([one async for one in cut.events()]) == 1
-    (second,) = await cut.claim_events(NOW + 100, 5, 60)
-    assert second.sequence > first.sequence
+    (claimed,) = await cut.claim_events(NOW, 1, 60)
+    _, second = claimed.deliveries
+    failed = second.after(["queue"], [Retry("mail", 1, NOW + 100)])
+    line.lose_answer("held AS")
+    # It is sent again, and finds that it was done.
+    assert not await end_claim(cut, claimed, kept=[failed], due_at=NOW + 100)
+    assert [each.delivery async for each in cut.events()] == [failed]
+    assert await cut.claim_events(NOW + 99, 1, 60) == []
+    (claimed,) = await cut.claim_events(NOW + 100, 1, 60)
+    assert claimed.deliveries == (failed,)
+    line.lose_answer("held AS")
+    await end_claim(cut, claimed)
+    assert [each async for each in cut.events()] == []
 
 
 # ------------------------------------------------------------------------------------- outages

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
         Change,
         Counts,
         DataStore,
-        Delivery,
         Digest,
+        Ended,
         Fence,
         Flushed,
         Grant,
         Held,
         Lease,
+        Line,
         Loaded,
         MetadataStore,
         PieceStore,
@@ -451,20 +452,13 @@ class FaultyMetadata:
     async def end_turn(self, name: str) -> None:
         await self.faults.around("end_turn", lambda: self.inner.end_turn(name))
 
-    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
         return await self.faults.around(
             "claim_events", lambda: self.inner.claim_events(now, limit, ttl)
         )
 
-    async def acknowledge(self, *sequences: int) -> None:
-        await self.faults.around("acknowledge", lambda: self.inner.acknowledge(*sequences))
-
-    async def postpone(
-        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
-    ) -> None:
-        await self.faults.around(
-            "postpone", lambda: self.inner.postpone(sequence, due_at, done=done)
-        )
+    async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
+        return await self.faults.around("end_claims", lambda: self.inner.end_claims(ended))
 
     def events(self) -> AsyncIterator[Undelivered]:
         return self.inner.events()

@@ -166,6 +166,10 @@ def _fields(found: Undelivered) -> dict[str, Any]:
         "due_at": found.due_at,
         "given_up": found.given_up,
         "done": list(delivery.done),
+        "retries": [
+            {"sink": retry.sink, "attempts": retry.attempts, "due_at": retry.due_at}
+            for retry in delivery.retries
+        ],
     }
 
 

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.lowlevel
+from msgspec.structs import replace
 
 from tidegate.engine.core import log
 from tidegate.engine.within import within
-from tidegate.ports import Delivery, DeliveryError, EventSink, MetadataError
+from tidegate.ports import DeliveryError, Ended, MetadataError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tidegate.engine.core import Core
+    from tidegate.ports import Delivery, EventSink, Line
 
 AT_ONCE = 16
-"""Events that are being delivered at a time, of as many uploads: so many connections or processes
+"""Uploads whose events are being delivered at a time: so many connections or processes
 are little for a server, and a sink that needs a tenth of a second gets 160 each second."""
 CLAIM_BEYOND = 10.0
 """Seconds that a claim holds beyond the longest that a delivery takes: for reaching the metadata
@@ -51,30 +53,54 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", re.ASCII)
 """What a sink may be called."""
 
 
-class _Outcome:
-    """What became of one delivery."""
+class _Standing:
+    """How the delivery of one event stands, while its line is told."""
 
-    def __init__(self, done: Sequence[str]) -> None:
-        self.done = list(done)
-        self.failures: list[str] = []
-        self.retry_after = 0.0
-        self.final = True
+    __slots__ = ("delivery", "done", "retries")
 
-    def failed(self, sink: EventSink, error: Exception) -> None:
-        said = isinstance(error, DeliveryError)
-        self.failures.append(f"{sink.name}: {error if said else repr(error)}")
-        if isinstance(error, DeliveryError):
-            self.retry_after = max(self.retry_after, error.retry_after or 0.0)
-        if not (isinstance(error, DeliveryError) and error.final):
-            self.final = False
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self.done = delivery.done
+        self.retries = {retry.sink: retry for retry in delivery.retries} if delivery.retries else {}
+
+    def lacks(self, sink: EventSink) -> bool:
+        """Whether the sink wants it, and does not have it."""
+        return self.delivery.event.type in sink.types and sink.name not in self.done
+
+    def given_up(self, sink: EventSink) -> bool:
+        """Whether that is so for good."""
+        return sink.name in self.retries and self.retries[sink.name].due_at is None
+
+    def due_at(self, sink: EventSink) -> float:
+        """When the sink is to be told of it, at the earliest."""
+        retry = self.retries.get(sink.name)
+        return (retry and retry.due_at) or 0.0
+
+    def for_sink(self, sink: EventSink) -> Delivery:
+        """What the sink is given."""
+        retry = self.retries.get(sink.name)
+        attempts = retry.attempts if retry else 0
+        if attempts == self.delivery.attempts:
+            return self.delivery
+        return replace(self.delivery, attempts=attempts)
+
+    def took(self, sink: EventSink) -> None:
+        """The sink has it."""
+        self.done += (sink.name,)
+        self.retries.pop(sink.name, None)
+
+    def left(self) -> Delivery:
+        """What is kept of it."""
+        return self.delivery.after(self.done, tuple(self.retries.values()))
 
 
 class Outbox:
     """Carries committed events to the sinks.
 
-    An event is told to all its sinks at once, and is done with when each has it; what an upload has
-    to tell next waits for that, what others have to tell does not. Raises ValueError for names of
-    sinks that are not right, or not different.
+    What an upload has to tell is claimed together, and told to all sinks at once, to each in order:
+    who fails to take an event is told the later ones of that upload when it has taken it, or when it
+    was given up for it; nobody else waits for that. Raises ValueError for names of sinks that are
+    not right, or not different.
     """
 
     def __init__(
@@ -94,11 +120,11 @@ class Outbox:
         self._chance = chance
         self._woken = anyio.Event()
         self._at_work = 0
-        """Events that are ours."""
-        self._claimed: deque[tuple[Delivery, float]] = deque()
+        """Lines that are ours."""
+        self._claimed: deque[tuple[Line, float]] = deque()
         """Of these, those that nobody is telling yet, and until when each is ours."""
-        self._told: list[Delivery] = []
-        """And those that are told, and not forgotten yet."""
+        self._ended: list[Ended] = []
+        """And those that were told as far as that goes, and whose claim has not ended yet."""
         self._hung: dict[str, tuple[int, float]] = {}
         """Of each sink that did not answer: how often in a row, and until when it is let alone."""
         self.claim_for = CLAIM_BEYOND + max((sink.timeout for sink in sinks), default=0.0)
@@ -113,7 +139,7 @@ class Outbox:
         try:
             while True:
                 self._woken = anyio.Event()
-                await self._forget_told()
+                await self._end_claims()
                 free = max(0, AT_ONCE - self._at_work)
                 all_due = await self._claim(free) < free
                 await self._tell_claimed()
@@ -125,16 +151,16 @@ class Outbox:
             await self._let_go()
 
     async def deliver_due(self) -> int:
-        """Deliver what is due now; how many events were claimed."""
+        """Deliver what is due now; of how many uploads."""
         count = await self._claim(AT_ONCE)
         async with anyio.create_task_group() as tasks:
             for _ in range(count):
                 tasks.start_soon(self._tell_on)
-        await self._forget_told()
+        await self._end_claims()
         return count
 
     async def _claim(self, limit: int) -> int:
-        """Claim events to deliver; how many there were."""
+        """Claim what is to be delivered; of how many uploads."""
         core = self._core
         # By the monotonic clock.
         until = core.clock.monotonic() + self.claim_for
@@ -146,7 +172,7 @@ class Outbox:
             log.error("events: cannot be claimed: %s", error)
             return 0
         self._at_work += len(claimed)
-        self._claimed.extend((delivery, until) for delivery in claimed)
+        self._claimed.extend((line, until) for line in claimed)
         return len(claimed)
 
     async def _tell_claimed(self) -> None:
@@ -160,96 +186,110 @@ class Outbox:
         while self._claimed:
             await self._deliver(*self._claimed.popleft())
 
-    async def _deliver(self, delivery: Delivery, until: float) -> None:
-        clock = self._core.clock
-        outcome = _Outcome(delivery.done)
-        told = False
+    async def _deliver(self, line: Line, until: float) -> None:
+        standings = [_Standing(delivery) for delivery in line.deliveries]
         try:
-            await self._tell(delivery, outcome)
-            if clock.monotonic() >= until:
-                # We were paused. Someone else may be telling it by now, and says how that went.
-                log.warning("event %d: its delivery took longer than its claim", delivery.sequence)
-            elif outcome.failures:
-                await self._retry(delivery, outcome)
-            else:
-                told = True
-                self._told.append(delivery)
+            await self._tell(standings, until)
         except anyio.get_cancelled_exc_class():
             # The server stops. The next one need not wait for the claim to run out.
-            if clock.monotonic() < until:
-                with anyio.move_on_after(LET_GO_WITHIN, shield=True):
-                    await self._postpone(delivery, outcome, clock.now())
+            self._ended.append(self._what_became_of(line, standings))
+            with anyio.move_on_after(LET_GO_WITHIN, shield=True):
+                await self._end_claims(stopping=True)
             raise
-        finally:
-            self._at_work -= not told
-            self.wake()
+        self._ended.append(self._what_became_of(line, standings))
+        self.wake()
 
-    async def _forget_told(self) -> None:
-        """Have the metadata store forget what was told, all of it at once."""
-        told, self._told = self._told, []
-        if not told:
+    async def _end_claims(self, *, stopping: bool = False) -> None:
+        """Have the metadata store note what became of lines, of all of them at once."""
+        ended, self._ended = self._ended, []
+        if not ended:
             return
         try:
-            await self._core.metadata.acknowledge(*(delivery.sequence for delivery in told))
+            lost = await self._core.metadata.end_claims(ended)
         except MetadataError as error:
             # They stay claimed for a while, and are delivered again then.
-            log.error("%s: delivered, which is not noted: %s", _named(told), error)
+            names = ", ".join(each.line.upload_id for each in ended)
+            log.error("events of %s: their delivery is not noted: %s", names, error)
         except BaseException:
-            self._told += told
+            self._ended += ended
             raise
-        self._at_work -= len(told)
+        else:
+            # What was being ended when the server was stopped may have ended.
+            for upload_id in () if stopping else lost:
+                # We were paused: someone else tells them by now, and says how that goes.
+                log.warning("events of %s: their delivery took longer than its claim", upload_id)
+        self._at_work -= len(ended)
 
     async def _let_go(self) -> None:
         """The server stops: note what became of all that is claimed and nobody is telling."""
+        while self._claimed:
+            line, _ = self._claimed.popleft()
+            self._ended.append(Ended(line=line, kept=line.deliveries))
         with anyio.move_on_after(LET_GO_WITHIN, shield=True):
-            await self._forget_told()
-            while self._claimed:
-                delivery, _ = self._claimed.popleft()
-                await self._postpone(delivery, _Outcome(delivery.done), self._core.clock.now())
+            await self._end_claims(stopping=True)
 
-    async def _tell(self, delivery: Delivery, outcome: _Outcome) -> None:
-        """Tell the sinks that want the event and don't have it."""
-        event_type = delivery.event.type
-        waiting = [
-            sink
-            for sink in self._sinks
-            if event_type in sink.types and sink.name not in delivery.done
-        ]
+    async def _tell(self, standings: Sequence[_Standing], until: float) -> None:
+        """Tell each sink what it lacks."""
+        waiting = [sink for sink in self._sinks if any(each.lacks(sink) for each in standings)]
         if len(waiting) == 1:
             # As most have it; a group of tasks costs more than all the rest here.
-            await self._tell_one(waiting[0], delivery, outcome)
+            await self._tell_sink(waiting[0], standings, until)
             return
         async with anyio.create_task_group() as tasks:
             for sink in waiting:
-                tasks.start_soon(self._tell_one, sink, delivery, outcome)
+                tasks.start_soon(self._tell_sink, sink, standings, until)
 
-    async def _tell_one(self, sink: EventSink, delivery: Delivery, outcome: _Outcome) -> None:
+    async def _tell_sink(
+        self, sink: EventSink, standings: Sequence[_Standing], until: float
+    ) -> None:
+        """Tell a sink what it lacks, in order, as far as it takes it and there is time."""
+        clock = self._core.clock
+        latest = until - sink.timeout - CLAIM_BEYOND / 2
+        told = False
+        for each in standings:
+            if not each.lacks(sink) or each.given_up(sink):
+                continue
+            if each.due_at(sink) > clock.now() or clock.monotonic() >= (latest if told else until):
+                return
+            told = True
+            try:
+                await self._tell_one(sink, each.for_sink(sink))
+            except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
+                self._failed(sink, each, error)
+                if not each.given_up(sink):
+                    return
+            else:
+                each.took(sink)
+
+    async def _tell_one(self, sink: EventSink, delivery: Delivery) -> None:
+        """Raises what the sink raises; DeliveryError when it does not answer."""
         monotonic = self._core.clock.monotonic
         hangs, rests_until = self._hung.get(sink.name, (0, 0.0))
         if hangs >= HANGS:
             if monotonic() < rests_until:
-                outcome.failed(sink, DeliveryError("has not answered for some time"))
-                return
+                raise DeliveryError("has not answered for some time")
             # Let one find out.
             self._hung[sink.name] = hangs, monotonic() + sink.timeout
         try:
-            if not await within(sink.timeout, sink.deliver(delivery)):
-                hangs, _ = self._hung.get(sink.name, (0, 0.0))
-                self._hung[sink.name] = hangs + 1, monotonic() + REST
-                outcome.failed(sink, DeliveryError(f"no answer in {sink.timeout:g} s"))
-                return
-        except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
-            outcome.failed(sink, error)
-        else:
-            outcome.done.append(sink.name)
+            answered = await within(sink.timeout, sink.deliver(delivery))
+        except Exception:
+            self._hung.pop(sink.name, None)
+            raise
+        if not answered:
+            hangs, _ = self._hung.get(sink.name, (0, 0.0))
+            self._hung[sink.name] = hangs + 1, monotonic() + REST
+            raise DeliveryError(f"no answer in {sink.timeout:g} s")
         self._hung.pop(sink.name, None)
 
-    async def _retry(self, delivery: Delivery, outcome: _Outcome) -> None:
-        """Have it told again later to those that failed, or give it up."""
-        event, attempts = delivery.event, delivery.attempts + 1
-        what = f"event {delivery.sequence} ({event.type} of {event.upload.id})"
-        why = "; ".join(outcome.failures)
-        if outcome.final or attempts >= GIVE_UP_AFTER:
+    def _failed(self, sink: EventSink, standing: _Standing, error: Exception) -> None:
+        """Have it told again later to a sink that failed, or give it up for that."""
+        delivery = standing.delivery
+        before = standing.for_sink(sink).attempts
+        attempts = before + 1
+        said = error if isinstance(error, DeliveryError) else None
+        what = f"event {delivery.sequence} ({delivery.event.type} of {delivery.event.upload.id})"
+        why = f"{sink.name}: {said or repr(error)}"
+        if (said and said.final) or attempts >= GIVE_UP_AFTER:
             log.error(
                 "%s given up after %d attempts: %s. To have it delivered after all:"
                 " tidegate events replay %d",
@@ -258,23 +298,29 @@ class Outbox:
                 why,
                 delivery.sequence,
             )
-            await self._postpone(delivery, outcome, None)
+            standing.retries[sink.name] = Retry(sink.name, attempts, None)
             return
         # Of what failed for more than a thousand seconds the delay is the longest anyway.
-        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(delivery.attempts, 16))
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(before, 16))
         delay *= 1 + JITTER * self._chance()
-        delay = max(delay, min(outcome.retry_after, LONGEST_RETRY_AFTER))
+        if said and said.retry_after:
+            delay = max(delay, min(said.retry_after, LONGEST_RETRY_AFTER))
         log.warning("%s not delivered, again in %.0f s: %s", what, delay, why)
-        await self._postpone(delivery, outcome, self._core.clock.now() + delay)
+        due_at = self._core.clock.now() + delay
+        standing.retries[sink.name] = Retry(sink.name, attempts, due_at)
 
-    async def _postpone(self, delivery: Delivery, outcome: _Outcome, due_at: float | None) -> None:
-        try:
-            await self._core.metadata.postpone(delivery.sequence, due_at, done=outcome.done)
-        except MetadataError as error:
-            # It stays claimed for a while, and is delivered again then.
-            log.error("event %d: its delivery is not noted: %s", delivery.sequence, error)
-
-
-def _named(told: Sequence[Delivery]) -> str:
-    numbers = ", ".join(str(delivery.sequence) for delivery in told)
-    return f"event{'s' * (len(told) > 1)} {numbers}"
+    def _what_became_of(self, line: Line, standings: Sequence[_Standing]) -> Ended:
+        kept: list[Delivery] = []
+        given_up: list[Delivery] = []
+        due: dict[str, float] = {}
+        for each in standings:
+            lacking = [sink for sink in self._sinks if each.lacks(sink)]
+            if not lacking:
+                continue
+            hopeful = [sink for sink in lacking if not each.given_up(sink)]
+            for sink in hopeful:
+                # What comes after its first waits for that.
+                due.setdefault(sink.name, each.due_at(sink))
+            (kept if hopeful else given_up).append(each.left())
+        due_at = min(due.values(), default=0.0)
+        return Ended(line=line, kept=kept, given_up=given_up, due_at=due_at)

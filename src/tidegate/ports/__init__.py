@@ -63,7 +63,7 @@ from tidegate.ports.errors import (
     UnknownUploadError,
     UploadExistsError,
 )
-from tidegate.ports.events import Delivery, EventSink, Undelivered
+from tidegate.ports.events import Delivery, Ended, EventSink, Line, Retry, Undelivered
 from tidegate.ports.health import ProbedStore, QueuedStore
 from tidegate.ports.metadata import (
     Change,
@@ -96,6 +96,7 @@ __all__ = [
     "Digest",
     "DirectSink",
     "Durability",
+    "Ended",
     "EventSink",
     "Fence",
     "FileStore",
@@ -105,6 +106,7 @@ __all__ = [
     "Hold",
     "Lease",
     "LeaseLostError",
+    "Line",
     "LinkStore",
     "Loaded",
     "MetadataError",
@@ -119,6 +121,7 @@ __all__ = [
     "ProbedStore",
     "QueuedStore",
     "QuickBody",
+    "Retry",
     "Room",
     "Shown",
     "Sink",

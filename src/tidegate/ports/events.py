@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import quote
 
 import msgspec
 
-from tidegate.protocol.model import Event, EventType
+from tidegate.protocol.model import Event, EventType, UploadId
+
+
+class Retry(msgspec.Struct, frozen=True, array_like=True):
+    """A sink that failed to take an event."""
+
+    sink: str
+    attempts: int
+    """How many in a row failed."""
+    due_at: float | None
+    """When it is told again, at the earliest; None: this event was given up for it."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """An event that was claimed for delivery."""
+    """An event that is to be delivered."""
 
     sequence: int
     """Grows with every event of the store; 0 for progress, which is not stored."""
     event: Event
     attempts: int
-    """How many deliveries failed before this one."""
+    """How many deliveries failed before this one: of the sink that is told, or, where it is nobody's
+    yet, of the one that failed most."""
     done: tuple[str, ...] = ()
     """The sinks that have it already, by name."""
+    retries: tuple[Retry, ...] = ()
+    """The sinks that failed to take it, and don't have it yet."""
+
+    def after(self, done: Sequence[str], retries: Sequence[Retry]) -> Delivery:
+        """The same, as it is kept after an attempt."""
+        attempts = max((retry.attempts for retry in retries), default=0)
+        return Delivery(self.sequence, self.event, attempts, tuple(done), tuple(retries))
 
     @property
     def key(self) -> str:
@@ -32,12 +51,34 @@ class Delivery(msgspec.Struct, frozen=True):
         return f"{self.sequence or f'p{upload.offset}'}-{upload_id}"
 
 
+class Line(msgspec.Struct, frozen=True):
+    """What an upload has to tell, claimed for delivery."""
+
+    upload_id: UploadId
+    claim: float
+    """When the claim ends: it is no other one's that the upload ever had."""
+    deliveries: tuple[Delivery, ...]
+    """Its events that were not given up, oldest first. There may be none: end the claim."""
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a line: of its events, those that are neither kept nor given up were told."""
+
+    line: Line
+    kept: Sequence[Delivery] = ()
+    """To be delivered still."""
+    given_up: Sequence[Delivery] = ()
+    due_at: float = 0.0
+    """When it is claimed next; at once, if the upload has something more to tell by now."""
+
+
 class Undelivered(msgspec.Struct, frozen=True):
     """An event that is kept for delivery, as a list for people shows it."""
 
     delivery: Delivery
     due_at: float | None
-    """When it is delivered next; None: it waits for an older one of its upload, or was given up."""
+    """When its upload is claimed next; None: there is an older one of its upload, or it was given
+    up."""
     given_up: bool
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import anyio
 import msgspec
 
-from tidegate.ports.events import Delivery, Undelivered
+from tidegate.ports.events import Ended, Line, Undelivered
 from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
 
 if TYPE_CHECKING:
@@ -210,23 +210,18 @@ class MetadataStore(Protocol):
     async def end_turn(self, name: str) -> None:
         """Let someone else have the turn, if it is ours."""
 
-    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
-        """Take events for delivery, for `ttl` seconds: of each upload the oldest undelivered one,
-        if it is due and nobody else has claimed it.
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
+        """Take what uploads have to tell for delivery, for `ttl` seconds: all events of each of at
+        most `limit` that are due and that nobody else has claimed, those that wait longest first.
         """
 
-    async def acknowledge(self, *sequences: int) -> None:
-        """These events were delivered: forget them.
+    async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
+        """Note what became of lines, each another upload's, and let go of them.
 
-        What raises may have forgotten some of them.
-        """
-
-    async def postpone(
-        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
-    ) -> None:
-        """Delivery failed: try again at `due_at`; None: give it up (kept, not claimed again).
-
-        `done` are the sinks that have it, in all attempts.
+        What was told is forgotten; of what is kept, or given up, `done` and `retries` are noted, and
+        what was given up is not claimed again. Returns the uploads whose claim is not held any more:
+        someone else has or had the line, and nothing is changed. (Or it was ended by this, and the
+        answer was lost on its way.) What raises may have ended some of them.
         """
 
     def events(self) -> AsyncIterator[Undelivered]:

@@ -20,14 +20,25 @@ from tidegate.ports import (
     Grant,
     Held,
     Hold,
+    Line,
     MetadataError,
     NoRoomError,
     OverLimitError,
+    Retry,
     Room,
     UnavailableError,
 )
 from tidegate.protocol.model import MAX_LENGTH, EventType, Segment, State
-from tidegate.testing.metadata.support import NOW, add, change, event, hold, until, upload
+from tidegate.testing.metadata.support import (
+    NOW,
+    add,
+    change,
+    end_claim,
+    event,
+    hold,
+    until,
+    upload,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -124,46 +135,43 @@ async def test_a_commit_that_was_lost_is_done_once(
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("what", ["claim", "postpone", "give up", "replay", "acknowledge"])
-async def test_what_is_done_to_an_event_and_lost_is_done_once(
+@pytest.mark.parametrize("what", ["claim", "tell", "keep", "give up", "replay"])
+async def test_what_is_done_to_a_line_and_lost_is_done_once(
     line: LossyLine, url: str, loss: Loss, what: str
 ) -> None:
-    """A claim gives out the same, a failure counts once, a replay says that it replayed."""
-    script = {
-        "claim": scripts.CLAIM,
-        "replay": scripts.REPLAY,
-        "acknowledge": scripts.ACKNOWLEDGE,
-    }.get(what, scripts.POSTPONE)
+    """A claim gives out the same, its end counts once, a replay says that it replayed."""
+    script = {"claim": scripts.CLAIM, "replay": scripts.REPLAY}.get(what, scripts.END_CLAIMS)
     async with losing(line, url, script, loss) as (store, lose):
         # Once without a loss: Redis must know the script by its name.
         await store.claim_events(NOW, 1, 60)
-        await store.postpone(99, None)
+        await end_claim(store, Line(upload().id, NOW, ()))
         await store.replay(99)
-        await store.acknowledge(99)
         record = upload()
         await store.insert(record, events=[event(record), event(record, EventType.COMPLETED)])
         if what == "claim":
             lose()
-        (first,) = await store.claim_events(NOW, 10, 60)
-        if what == "acknowledge":
+        (told,) = await store.claim_events(NOW, 10, 60)
+        first, second = told.deliveries
+        failed = first.after(["mail"], [Retry("queue", 1, NOW)])
+        if what == "tell":
             lose()
-            await store.acknowledge(first.sequence)
-        elif what == "postpone":
+            await end_claim(store, told, kept=[second])
+        elif what == "keep":
             lose()
-            await store.postpone(first.sequence, NOW, done=["mail"])
+            await end_claim(store, told, kept=[failed, second], due_at=NOW)
             (again,) = await store.claim_events(NOW, 10, 60)
-            assert (again.sequence, again.attempts, again.done) == (first.sequence, 1, ("mail",))
+            assert again.deliveries == (failed, second)
         elif what == "give up":
             lose()
-            await store.postpone(first.sequence, None)
+            await end_claim(store, told, given_up=[failed], kept=[second])
         elif what == "replay":
-            await store.postpone(first.sequence, None)
+            await end_claim(store, told, given_up=[failed], kept=[second])
             lose()
             assert await store.replay(first.sequence)
         counted = await store.counts()
         given_up = int(what == "give up")
         assert counted.given_up_events == given_up
-        assert counted.pending_events == 2 - given_up - (what == "acknowledge")
+        assert counted.pending_events == 2 - given_up - (what == "tell")
 
 
 @pytest.mark.parametrize("loss", ["request", "answer", "late"])
@@ -261,15 +269,15 @@ async def test_a_full_server_makes_room() -> None:
             with pytest.raises(NoRoomError):
                 await store.commit(held.lease, Change(upload=held.upload))
             await store.renew(held.lease)
-            (told,) = await store.claim_events(NOW, 10, 60)
-            await store.acknowledge(told.sequence)
+            (line,) = await store.claim_events(NOW, 10, 60)
+            await end_claim(store, line)
             gone = replace(held.upload, state=State.TERMINATED, ended_at=NOW)
             after = await store.commit(held.lease, Change(upload=gone, events=(event(gone),)))
             await store.commit(held.lease, Change(upload=after, forget=True))
             assert [one async for one in store.uploads()] == []
 
 
-@pytest.mark.parametrize("index", ["due", "ids", "in:receiving", "pending"])
+@pytest.mark.parametrize("index", ["lines", "claims", "ids", "in:receiving", "pending"])
 async def test_a_script_that_fails_changes_nothing(
     store: RedisMetadataStore, client: redis.Redis, index: str
 ) -> None:
@@ -336,8 +344,8 @@ async def test_nothing_is_left_of_what_was_forgotten(
         record = upload(expires_at=NOW)
         grant = await store.insert(record, lease=True, events=[event(record)])
         assert grant is not None
-        (told,) = await store.claim_events(NOW, 10, 60)
-        await store.acknowledge(told.sequence)
+        (line,) = await store.claim_events(NOW, 10, 60)
+        await end_claim(store, line)
         change_ = Change(upload=grant.upload, segments=(Segment(0, 0, 1),))
         after = await store.commit(grant.lease, change_)
         await store.commit(grant.lease, Change(upload=after, forget=True))

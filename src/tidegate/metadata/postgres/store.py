@@ -24,7 +24,6 @@ from tidegate.metadata.postgres.leases import Leases
 from tidegate.metadata.postgres.pool import Pool
 from tidegate.metadata.postgres.presence import Presence
 from tidegate.ports import (
-    Delivery,
     Grant,
     Held,
     Lease,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
     from tidegate.metadata.postgres.link import Link
     from tidegate.metadata.postgres.schema import Migration
-    from tidegate.ports import Change, Counts, MetadataStore, Room, Undelivered
+    from tidegate.ports import Change, Counts, Ended, Line, MetadataStore, Room, Undelivered
     from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
 
 T = TypeVar("T")
@@ -336,24 +335,16 @@ class PostgresMetadataStore:
 
     # -------------------------------------------------------------------------------- events
 
-    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
-        """Take events for delivery, for `ttl` seconds. See the port.
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
+        """Take what uploads have to tell for delivery, for `ttl` seconds. See the port.
 
         What was claimed by a call whose answer was lost waits for the end of that claim.
         """
         return await self._run(lambda link: postgres_events.claim(link, now, limit, ttl))
 
-    async def acknowledge(self, *sequences: int) -> None:
-        """These events were delivered: forget them."""
-        await self._run(lambda link: postgres_events.acknowledge(link, sequences))
-
-    async def postpone(
-        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
-    ) -> None:
-        """Delivery failed: try again at `due_at`; None: give it up."""
-        await self._run(
-            lambda link: postgres_events.postpone(link, sequence, due_at, done), once=True
-        )
+    async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
+        """Note what became of lines, and let go of them. See the port."""
+        return await self._run(lambda link: postgres_events.end_claims(link, ended))
 
     def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""

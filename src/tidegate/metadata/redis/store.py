@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 
     from tidegate.metadata.redis.link import Once
-    from tidegate.ports import Change, Counts, Delivery, MetadataStore, Room, Undelivered
+    from tidegate.ports import Change, Counts, Ended, Line, MetadataStore, Room, Undelivered
     from tidegate.protocol.model import Event, Segment, State, Upload
 
 _PAGE = 256
@@ -327,19 +327,13 @@ class RedisMetadataStore:
 
     # -------------------------------------------------------------------------------- events
 
-    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
-        """Take events for delivery, for `ttl` seconds. See the port."""
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
+        """Take what uploads have to tell for delivery, for `ttl` seconds. See the port."""
         return await redis_events.claim(self._open, now, limit, ttl)
 
-    async def acknowledge(self, *sequences: int) -> None:
-        """These events were delivered: forget them."""
-        await redis_events.acknowledge(self._open, sequences)
-
-    async def postpone(
-        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
-    ) -> None:
-        """Delivery failed: try again at `due_at`; None: give it up."""
-        await redis_events.postpone(self._open, sequence, due_at, done)
+    async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
+        """Note what became of lines, and let go of them. See the port."""
+        return await redis_events.end_claims(self._open, ended)
 
     def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from tidegate.metadata.encoding import decode_event
-from tidegate.ports import Counts, Delivery, Undelivered
+from tidegate.metadata.encoding import decode_delivery, due_at_once, encode_delivery
+from tidegate.ports import Counts, Line, Undelivered
 from tidegate.protocol.model import State
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
+    from tidegate.ports import Delivery, Ended
     from tidegate.protocol.model import Event, UploadId
 
 
@@ -21,86 +22,129 @@ def tell(
 ) -> None:
     """Write down events, each with its record."""
     for event, record in events:
-        db.execute(
-            "INSERT INTO event (upload_id, type, at, record, due_at) VALUES (?1, ?2, ?3, ?4,"
-            " CASE WHEN EXISTS (SELECT 1 FROM event WHERE upload_id = ?1 AND given_up = 0)"
-            " THEN NULL ELSE 0 END)",
+        inserted = db.execute(
+            "INSERT INTO event (upload_id, type, at, record) VALUES (?, ?, ?, ?)",
             (upload_id, event.type.value, event.at, record),
         )
+        _hurry(db, upload_id, inserted.lastrowid or 0)
 
 
-ANY_DUE: Final = "SELECT 1 FROM event WHERE due_at <= ? LIMIT 1"
-"""A row where there is an event to claim."""
-
-
-def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Delivery]:
-    """Take events that are due."""
-    rows: Sequence[Any] = db.execute(
-        "UPDATE event SET due_at = ? WHERE sequence IN"
-        " (SELECT sequence FROM event WHERE due_at <= ? ORDER BY due_at, sequence LIMIT ?)"
-        " RETURNING sequence, record, attempts, done",
-        (now + ttl, now, limit),
-    ).fetchall()
-    return [_delivery(*row) for row in sorted(rows)]
-
-
-def _delivery(sequence: int, record: bytes, attempts: int, done: str) -> Delivery:
-    return Delivery(sequence, decode_event(record), attempts, tuple(done.split()))
-
-
-def acknowledge(db: sqlite3.Connection, sequences: Sequence[int]) -> None:
-    """Forget events, and let the next of their uploads come forward."""
-    rows = db.execute(
-        "DELETE FROM event WHERE sequence IN (SELECT value FROM json_each(?)) AND given_up = 0"
-        " RETURNING upload_id",
-        (json.dumps(sequences),),
+def _hurry(db: sqlite3.Connection, upload_id: UploadId, sequence: int) -> None:
+    """Have what an upload has to tell delivered at once; if it is claimed, then after that."""
+    db.execute(
+        "INSERT INTO line (upload_id, due_at) VALUES (?, ?) ON CONFLICT (upload_id) DO UPDATE SET"
+        " more = 1, due_at = CASE WHEN claimed THEN due_at ELSE min(due_at, excluded.due_at) END",
+        (upload_id, -1 / sequence),
     )
-    _bring_forward(db, [upload_id for (upload_id,) in rows])
 
 
-def postpone(
-    db: sqlite3.Connection, sequence: int, due_at: float | None, done: Iterable[str]
-) -> None:
-    """Note a failed delivery; None: give the event up."""
-    for upload_id in _upload_of(db, sequence):
-        db.execute(
-            "UPDATE event SET attempts = attempts + 1, due_at = ?, given_up = ?, done = ?"
-            " WHERE sequence = ?",
-            (due_at, due_at is None, " ".join(done), sequence),
+ANY_DUE: Final = "SELECT 1 FROM line WHERE due_at <= ? LIMIT 1"
+"""A row where there is something to claim."""
+
+
+def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Line]:
+    """Take what is due."""
+    rows = db.execute(
+        "SELECT l.upload_id, e.sequence, e.record, e.done, e.retries"
+        " FROM (SELECT upload_id FROM line WHERE due_at <= ? ORDER BY due_at LIMIT ?) l"
+        " LEFT JOIN event e ON e.upload_id = l.upload_id AND e.given_up = 0",
+        (now, limit),
+    )
+    found: dict[UploadId, list[Delivery]] = {}
+    for upload_id, sequence, *delivery in rows:
+        told = found.setdefault(upload_id, [])
+        if sequence is not None:
+            told.append(decode_delivery(sequence, *delivery))
+    ends = now + ttl
+    db.execute(
+        "UPDATE line SET due_at = ?, claimed = 1, more = 0"
+        " WHERE upload_id IN (SELECT value FROM json_each(?))",
+        (ends, json.dumps([*found])),
+    )
+    return [
+        Line(upload_id, ends, tuple(sorted(deliveries, key=lambda delivery: delivery.sequence)))
+        for upload_id, deliveries in found.items()
+    ]
+
+
+def end_claims(db: sqlite3.Connection, ended: Sequence[Ended]) -> list[UploadId]:
+    """Note what became of lines, and let go of them; those that were not held."""
+    over = _forget(db, [each.line for each in ended if not each.kept])
+    lost: list[UploadId] = []
+    told: set[int] = set()
+    noted: list[tuple[str, str, bool, int]] = []
+    for each in ended:
+        if each.line.upload_id not in over and not _let_go(db, each):
+            lost.append(each.line.upload_id)
+            continue
+        told.update(delivery.sequence for delivery in each.line.deliveries)
+        for deliveries, given_up in ((each.kept, False), (each.given_up, True)):
+            noted += [(*encode_delivery(d), given_up, d.sequence) for d in deliveries]
+    if noted:
+        told.difference_update(sequence for *_, sequence in noted)
+        db.executemany(
+            "UPDATE event SET done = ?, retries = ?, given_up = ? WHERE sequence = ?", noted
         )
-        _bring_forward(db, [upload_id])
+    if told:
+        db.execute(
+            "DELETE FROM event WHERE sequence IN (SELECT value FROM json_each(?))",
+            (json.dumps([*told]),),
+        )
+    return lost
+
+
+def _forget(db: sqlite3.Connection, lines: Iterable[Line]) -> set[UploadId]:
+    """Forget lines of which nothing is kept; those that were held, and have nothing more to tell."""
+    claims: dict[float, list[UploadId]] = {}
+    for line in lines:
+        claims.setdefault(line.claim, []).append(line.upload_id)
+    over: set[UploadId] = set()
+    for claim, uploads in claims.items():
+        rows = db.execute(
+            "DELETE FROM line WHERE upload_id IN (SELECT value FROM json_each(?))"
+            " AND due_at = ? AND claimed AND NOT more RETURNING upload_id",
+            (json.dumps(uploads), claim),
+        )
+        over.update(upload_id for (upload_id,) in rows)
+    return over
+
+
+def _let_go(db: sqlite3.Connection, ended: Ended) -> bool:
+    line = ended.line
+    updated = db.execute(
+        "UPDATE line SET claimed = 0, due_at = CASE WHEN more THEN ? ELSE ? END"
+        " WHERE upload_id = ? AND due_at = ? AND claimed",
+        (due_at_once(line), ended.due_at, line.upload_id, line.claim),
+    )
+    return updated.rowcount > 0
 
 
 def replay(db: sqlite3.Connection, sequence: int) -> bool:
-    """Make an event that was given up the oldest of its upload that is to be delivered."""
+    """Have an event that was given up delivered after all, before the younger ones."""
     given_up = db.execute(
-        "UPDATE event SET attempts = 0, done = '', given_up = 0"
+        "UPDATE event SET done = '', retries = '', given_up = 0"
         " WHERE sequence = ? AND given_up = 1 RETURNING upload_id",
         (sequence,),
     )
     found = given_up.fetchone()
     if found is None:
         return False
-    # What was next is not any more; an older one that was given up stays so.
-    db.execute(
-        "UPDATE event SET due_at = NULL WHERE upload_id = ? AND given_up = 0 AND sequence >"
-        " (SELECT min(sequence) FROM event WHERE upload_id = ?1 AND given_up = 0)",
-        found,
-    )
-    _bring_forward(db, found)
+    _hurry(db, found[0], sequence)
     return True
 
 
 def events(db: sqlite3.Connection, after: int, limit: int) -> list[Undelivered]:
     """A page of all that are kept."""
     rows = db.execute(
-        "SELECT due_at, given_up, sequence, record, attempts, done FROM event WHERE sequence > ?"
-        " ORDER BY sequence LIMIT ?",
+        "SELECT e.sequence, e.record, e.done, e.retries, e.given_up, l.due_at FROM event e"
+        " LEFT JOIN line l ON l.upload_id = e.upload_id AND e.sequence ="
+        " (SELECT min(sequence) FROM event WHERE upload_id = e.upload_id AND given_up = 0)"
+        " WHERE e.sequence > ? ORDER BY e.sequence LIMIT ?",
         (after, limit),
     )
     return [
-        Undelivered(_delivery(*delivery), due_at, bool(given_up))
-        for due_at, given_up, *delivery in rows
+        Undelivered(decode_delivery(*delivery), due_at, bool(given_up))
+        for *delivery, given_up, due_at in rows
     ]
 
 
@@ -124,20 +168,4 @@ def counts(db: sqlite3.Connection) -> Counts:
         pending_events=pending,
         given_up_events=given_up,
         oldest_event_at=oldest,
-    )
-
-
-def _upload_of(db: sqlite3.Connection, sequence: int) -> Iterator[UploadId]:
-    rows = db.execute(
-        "SELECT upload_id FROM event WHERE sequence = ? AND given_up = 0", (sequence,)
-    )
-    yield from [upload_id for (upload_id,) in rows]
-
-
-def _bring_forward(db: sqlite3.Connection, uploads: Sequence[UploadId]) -> None:
-    db.execute(
-        "UPDATE event SET due_at = 0 WHERE due_at IS NULL AND sequence IN"
-        " (SELECT (SELECT min(sequence) FROM event WHERE upload_id = value AND given_up = 0)"
-        " FROM json_each(?))",
-        (json.dumps(uploads),),
     )

@@ -24,7 +24,6 @@ from tidegate.metadata.sqlite.liveness import Liveness, Turn
 from tidegate.metadata.sqlite.readers import Readers
 from tidegate.metadata.sqlite.writer import Operation, Writer
 from tidegate.ports import (
-    Delivery,
     Grant,
     Held,
     Hold,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from tidegate.ports import Change, Counts, MetadataStore, Room, Undelivered
+    from tidegate.ports import Change, Counts, Ended, Line, MetadataStore, Room, Undelivered
     from tidegate.protocol.model import Event, Segment, State, Upload, UploadId
 
 T = TypeVar("T")
@@ -329,8 +328,8 @@ class SQLiteMetadataStore:
 
     # -------------------------------------------------------------------------------- events
 
-    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
-        """Take events for delivery, for `ttl` seconds. See the port."""
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
+        """Take what uploads have to tell for delivery, for `ttl` seconds. See the port."""
         # Asked every moment, mostly in vain: that must not cost a turn at writing.
         if await self._read(sqlite_events.ANY_DUE, now) is None:
             return []
@@ -338,17 +337,9 @@ class SQLiteMetadataStore:
             Operation(lambda db: sqlite_events.claim(db, now, limit, ttl))
         )
 
-    async def acknowledge(self, *sequences: int) -> None:
-        """These events were delivered: forget them."""
-        await self._writer.submit(Operation(lambda db: sqlite_events.acknowledge(db, sequences)))
-
-    async def postpone(
-        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
-    ) -> None:
-        """Delivery failed: try again at `due_at`; None: give it up."""
-        await self._writer.submit(
-            Operation(lambda db: sqlite_events.postpone(db, sequence, due_at, done))
-        )
+    async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
+        """Note what became of lines, and let go of them. See the port."""
+        return await self._writer.submit(Operation(lambda db: sqlite_events.end_claims(db, ended)))
 
     def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""

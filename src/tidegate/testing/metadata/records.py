@@ -96,10 +96,8 @@ async def inserts_what_is_complete(make: MakeStore) -> None:
         assert [found.id async for found in store.uploads(state=State.COMPLETE)] == [whole.id]
         assert await store.tombstones(NOW + 1, 10) == []
         await store.insert(upload(length=100), room=Room(unfinished=100, missing=100))
-        for expected in told:
-            (delivery,) = await store.claim_events(NOW, 10, 60)
-            assert delivery.event == expected
-            await store.acknowledge(delivery.sequence)
+        (line,) = await store.claim_events(NOW, 10, 60)
+        assert [delivery.event for delivery in line.deliveries] == told
 
 
 async def refuses_a_second_record(make: MakeStore) -> None:
@@ -309,9 +307,7 @@ async def pins_parts(make: MakeStore) -> None:
         await change(store, second.id, state=State.COMPLETE)
         assert await store.pending_finals(two.id) == []
         await store.commit(grant.lease, pinned)
-        assert [delivery.event.upload.id for delivery in await store.claim_events(NOW, 9, 60)] == [
-            two.id
-        ]
+        assert [line.upload_id for line in await store.claim_events(NOW, 9, 60)] == [two.id]
 
 
 async def unpins_what_a_forgotten_final_needed(make: MakeStore) -> None:

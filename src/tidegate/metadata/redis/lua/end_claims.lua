@@ -1,0 +1,38 @@
+expect('zset', P .. ':events', P .. ':lines', P .. ':pending', P .. ':given')
+for _, ended in ipairs(a.ended) do expect('zset', key('ev', ended.id)) end
+
+local lost = {}
+
+local function end_claim(ended)
+  local more = call('HGET', P .. ':claims', ended.id)
+  local ends = call('ZSCORE', P .. ':lines', ended.id)
+  if not more or not ends or tonumber(ends) ~= tonumber(ended.claim) then
+    lost[#lost + 1] = ended.id
+    return
+  end
+  local events = key('ev', ended.id)
+  for _, sequence in ipairs(ended.told) do
+    call('DEL', key('e', sequence))
+    for _, name in ipairs({events, P .. ':events', P .. ':pending'}) do
+      call('ZREM', name, sequence)
+    end
+  end
+  for _, event in ipairs(ended.kept) do
+    call('HSET', key('e', event[1]), 'done', event[2], 'retries', event[3])
+  end
+  for _, event in ipairs(ended.given_up) do
+    call('HSET', key('e', event[1]), 'done', event[2], 'retries', event[3])
+    call('ZREM', events, event[1])
+    call('ZREM', P .. ':pending', event[1])
+    call('ZADD', P .. ':given', event[1], event[1])
+  end
+  call('HDEL', P .. ':claims', ended.id)
+  if more ~= '' or #ended.kept == 0 then
+    hurry(ended.id)
+  else
+    call('ZADD', P .. ':lines', ended.due, ended.id)
+  end
+end
+
+for _, ended in ipairs(a.ended) do end_claim(ended) end
+return lost
