@@ -181,3 +181,14 @@ async def test_a_process_that_dies_after_the_record() -> None:
         assert await _orphans(s) == 0
         assert not _data(s).marked
         assert await s.download(upload_id) == b"abc"
+
+
+async def test_a_dry_run_of_the_sweep_leaves_a_mark() -> None:
+    async with _stage().open() as s:
+        await s.create(3, b"abc")
+        upload_id = _only(s)
+        _data(s).marked.add(upload_id)
+        assert await s.engine.sweep(dry_run=True) is not None
+        assert _data(s).marked == {upload_id}
+        assert await _orphans(s) == 0
+        assert not _data(s).marked

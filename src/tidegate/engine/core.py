@@ -68,9 +68,8 @@ class _Randomness:
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
-        if hasattr(os, "register_at_fork"):
-            # Or both processes would draw the same.
-            os.register_at_fork(after_in_child=self._pieces.clear)
+        # Or both processes would draw the same.
+        os.register_at_fork(after_in_child=self._pieces.clear)
 
     def draw(self) -> bytes:
         """ID_BYTES, each time others."""
