@@ -11,7 +11,7 @@ from tests.support.bodies import Pause
 from tests.support.faulty import FaultyPieceStore
 
 from tidegate.engine import sessions
-from tidegate.engine.tending import sync_all
+from tidegate.engine.tending import complete_all, sync_all
 from tidegate.hooks import Hooks
 from tidegate.ports import (
     BytesBusyError,
@@ -321,6 +321,40 @@ async def test_a_hook_that_is_asked_about_pieces_is_waited_for() -> None:
         answer.set()
         assert (await request.answer()).complete
         assert (await other.answer()).complete
+
+
+async def test_a_hook_that_is_asked_behind_the_requests_is_waited_for() -> None:
+    """Also while the pieces can't be reached, which may be over when it has answered."""
+    probes, asks, answer = 0, 0, anyio.Event()
+
+    class CutOff(FaultyPieceStore):
+        async def probe(self) -> None:
+            nonlocal probes
+            if asks == 2:
+                probes += 1
+                raise DataError("away")
+
+    async def before_complete(*_: object) -> None:
+        nonlocal asks
+        asks += 1
+        if asks == 1:
+            raise RuntimeError("ask again")
+        await answer.wait()
+
+    hooks = {"hooks": Hooks(before_complete=before_complete)}
+    async with (
+        Stage(store=CutOff, let_go_within=0.0, options=hooks).open() as s,
+        beside() as start,
+    ):
+        upload = await s.create(2)
+        async with refused(Code.UNAVAILABLE):
+            await s.append(upload.id, 0, b"ab")
+        behind = start(complete_all, s.engine._core)
+        await until(lambda: asks == 2 and probes > 2)
+        assert not behind.done.is_set()
+        answer.set()
+        await behind.answer()
+        assert s.record(upload.id).complete
 
 
 async def test_what_cannot_be_accepted_does_not_disturb_the_writer() -> None:
