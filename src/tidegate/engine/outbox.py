@@ -91,16 +91,19 @@ class _Standing:
 
     def left(self) -> Delivery:
         """What is kept of it."""
+        if len(self.done) == len(self.delivery.done) and not self.retries:
+            return self.delivery
         return self.delivery.after(self.done, tuple(self.retries.values()))
 
 
 class Outbox:
     """Carries committed events to the sinks.
 
-    What an upload has to tell is claimed together, and told to all sinks at once, to each in order:
-    who fails to take an event is told the later ones of that upload when it has taken it, or when it
-    was given up for it; nobody else waits for that. Raises ValueError for names of sinks that are
-    not right, or not different.
+    What an upload has to tell is claimed together. Each sink is told the first event that it lacks,
+    all at once; that is noted before they are told the next, so that no event is told again after a
+    later one. Who fails to take an event waits with those that follow, until it has it or that was
+    given up for it; nobody else waits for that. Raises ValueError for names of sinks that are not
+    right, or not different.
     """
 
     def __init__(
@@ -123,8 +126,8 @@ class Outbox:
         """Lines that are ours."""
         self._claimed: deque[tuple[Line, float]] = deque()
         """Of these, those that nobody is telling yet, and until when each is ours."""
-        self._ended: list[Ended] = []
-        """And those that were told as far as that goes, and whose claim has not ended yet."""
+        self._ended: list[tuple[Ended, float]] = []
+        """And those of which something was told, or tried, and that is not noted yet."""
         self._hung: dict[str, tuple[int, float]] = {}
         """Of each sink that did not answer: how often in a row, and until when it is let alone."""
         self.claim_for = CLAIM_BEYOND + max((sink.timeout for sink in sinks), default=0.0)
@@ -143,7 +146,8 @@ class Outbox:
                 free = max(0, AT_ONCE - self._at_work)
                 all_due = await self._claim(free) < free
                 await self._tell_claimed()
-                if all_due or not free:
+                # Where all we may claim is ours: until a sink has answered.
+                if all_due if free else not self._ended:
                     with anyio.move_on_after(LOOK_EVERY):
                         await self._woken.wait()
                         await anyio.sleep(GATHER)
@@ -153,10 +157,11 @@ class Outbox:
     async def deliver_due(self) -> int:
         """Deliver what is due now; of how many uploads."""
         count = await self._claim(AT_ONCE)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(count):
-                tasks.start_soon(self._tell_on)
-        await self._end_claims()
+        while self._claimed:
+            async with anyio.create_task_group() as tasks:
+                for _ in self._claimed:
+                    tasks.start_soon(self._tell_on)
+            await self._end_claims()
         return count
 
     async def _claim(self, limit: int) -> int:
@@ -192,11 +197,11 @@ class Outbox:
             await self._tell(standings, until)
         except anyio.get_cancelled_exc_class():
             # The server stops. The next one need not wait for the claim to run out.
-            self._ended.append(self._what_became_of(line, standings))
+            self._ended.append((self._what_became_of(line, standings, until), until))
             with anyio.move_on_after(LET_GO_WITHIN, shield=True):
                 await self._end_claims(stopping=True)
             raise
-        self._ended.append(self._what_became_of(line, standings))
+        self._ended.append((self._what_became_of(line, standings, until), until))
         self.wake()
 
     async def _end_claims(self, *, stopping: bool = False) -> None:
@@ -204,64 +209,65 @@ class Outbox:
         ended, self._ended = self._ended, []
         if not ended:
             return
+        noted = [replace(each, goes_on=False) if stopping else each for each, _ in ended]
         try:
-            lost = await self._core.metadata.end_claims(ended)
+            lost = await self._core.metadata.end_claims(noted)
         except MetadataError as error:
             # They stay claimed for a while, and are delivered again then.
-            names = ", ".join(each.line.upload_id for each in ended)
+            names = ", ".join(each.line.upload_id for each in noted)
             log.error("events of %s: their delivery is not noted: %s", names, error)
+            self._at_work -= len(ended)
+            return
         except BaseException:
             self._ended += ended
             raise
-        else:
-            # What was being ended when the server was stopped may have ended.
-            for upload_id in () if stopping else lost:
-                # We were paused: someone else tells them by now, and says how that goes.
-                log.warning("events of %s: their delivery took longer than its claim", upload_id)
-        self._at_work -= len(ended)
+        # What was being noted when the server was stopped may have been.
+        for upload_id in () if stopping else lost:
+            # We were paused: someone else tells them by now, and says how that goes.
+            log.warning("events of %s: their delivery took longer than its claim", upload_id)
+        for each, until in ended:
+            line = each.line
+            if each.goes_on and not stopping and line.upload_id not in lost:
+                self._claimed.append((replace(line, deliveries=tuple(each.kept)), until))
+            else:
+                self._at_work -= 1
 
     async def _let_go(self) -> None:
         """The server stops: note what became of all that is claimed and nobody is telling."""
         while self._claimed:
-            line, _ = self._claimed.popleft()
-            self._ended.append(Ended(line=line, kept=line.deliveries))
+            line, until = self._claimed.popleft()
+            self._ended.append((Ended(line=line, kept=line.deliveries), until))
         with anyio.move_on_after(LET_GO_WITHIN, shield=True):
             await self._end_claims(stopping=True)
 
     async def _tell(self, standings: Sequence[_Standing], until: float) -> None:
-        """Tell each sink what it lacks."""
-        waiting = [sink for sink in self._sinks if any(each.lacks(sink) for each in standings)]
+        """Tell each sink the first that it lacks, where that is due."""
+        clock = self._core.clock
+        if clock.monotonic() >= until:
+            return
+        now = clock.now()
+        waiting = [
+            (sink, first)
+            for sink in self._sinks
+            if (first := _first(sink, standings)) is not None and first.due_at(sink) <= now
+        ]
         if len(waiting) == 1:
             # As most have it; a group of tasks costs more than all the rest here.
-            await self._tell_sink(waiting[0], standings, until)
+            await self._tell_one(*waiting[0])
             return
         async with anyio.create_task_group() as tasks:
-            for sink in waiting:
-                tasks.start_soon(self._tell_sink, sink, standings, until)
+            for sink, first in waiting:
+                tasks.start_soon(self._tell_one, sink, first)
 
-    async def _tell_sink(
-        self, sink: EventSink, standings: Sequence[_Standing], until: float
-    ) -> None:
-        """Tell a sink what it lacks, in order, as far as it takes it and there is time."""
-        clock = self._core.clock
-        latest = until - sink.timeout - CLAIM_BEYOND / 2
-        told = False
-        for each in standings:
-            if not each.lacks(sink) or each.given_up(sink):
-                continue
-            if each.due_at(sink) > clock.now() or clock.monotonic() >= (latest if told else until):
-                return
-            told = True
-            try:
-                await self._tell_one(sink, each.for_sink(sink))
-            except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
-                self._failed(sink, each, error)
-                if not each.given_up(sink):
-                    return
-            else:
-                each.took(sink)
+    async def _tell_one(self, sink: EventSink, standing: _Standing) -> None:
+        try:
+            await self._try(sink, standing.for_sink(sink))
+        except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
+            self._failed(sink, standing, error)
+        else:
+            standing.took(sink)
 
-    async def _tell_one(self, sink: EventSink, delivery: Delivery) -> None:
+    async def _try(self, sink: EventSink, delivery: Delivery) -> None:
         """Raises what the sink raises; DeliveryError when it does not answer."""
         monotonic = self._core.clock.monotonic
         hangs, rests_until = self._hung.get(sink.name, (0, 0.0))
@@ -309,18 +315,34 @@ class Outbox:
         due_at = self._core.clock.now() + delay
         standing.retries[sink.name] = Retry(sink.name, attempts, due_at)
 
-    def _what_became_of(self, line: Line, standings: Sequence[_Standing]) -> Ended:
+    def _what_became_of(self, line: Line, standings: Sequence[_Standing], until: float) -> Ended:
+        clock = self._core.clock
         kept: list[Delivery] = []
         given_up: list[Delivery] = []
-        due: dict[str, float] = {}
         for each in standings:
             lacking = [sink for sink in self._sinks if each.lacks(sink)]
-            if not lacking:
-                continue
-            hopeful = [sink for sink in lacking if not each.given_up(sink)]
-            for sink in hopeful:
-                # What comes after its first waits for that.
-                due.setdefault(sink.name, each.due_at(sink))
-            (kept if hopeful else given_up).append(each.left())
-        due_at = min(due.values(), default=0.0)
-        return Ended(line=line, kept=kept, given_up=given_up, due_at=due_at)
+            if lacking:
+                over = all(each.given_up(sink) for sink in lacking)
+                (given_up if over else kept).append(each.left())
+        # What comes after a sink's first waits for that.
+        due = {
+            sink: first.due_at(sink)
+            for sink in (self._sinks if kept else ())
+            if (first := _first(sink, standings)) is not None
+        }
+        now = clock.now()
+        longest = max((sink.timeout for sink, due_at in due.items() if due_at <= now), default=None)
+        if longest is None:
+            due_at = min(due.values(), default=None)
+            return Ended(line=line, kept=kept, given_up=given_up, due_at=due_at)
+        # No delivery is begun that may outlast the claim.
+        goes_on = clock.monotonic() <= until - longest - CLAIM_BEYOND / 2
+        return Ended(line=line, kept=kept, given_up=given_up, goes_on=goes_on)
+
+
+def _first(sink: EventSink, standings: Sequence[_Standing]) -> _Standing | None:
+    """The first event that a sink lacks, and that was not given up for it."""
+    for each in standings:
+        if each.lacks(sink) and not each.given_up(sink):
+            return each
+    return None

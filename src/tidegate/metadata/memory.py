@@ -342,22 +342,20 @@ class MemoryMetadataStore:
         return [each.line.upload_id for each in ended if not self._end_claim(each)]
 
     def _end_claim(self, ended: Ended) -> bool:
-        line, kept, given_up = ended.line, ended.kept, ended.given_up
+        line = ended.line
         held = self._lines.get(line.upload_id)
         if held is None or not held.claimed or held.due_at != line.claim:
             return False
-        left = {delivery.sequence for delivery in (*kept, *given_up)}
-        for delivery in line.deliveries:
-            if delivery.sequence not in left:
-                del self._events[delivery.sequence]
-        for delivery in (*kept, *given_up):
-            self._events[delivery.sequence].delivery = delivery
-        for delivery in given_up:
-            self._events[delivery.sequence].given_up = True
-        held.due_at = 0.0 if held.more else ended.due_at
-        held.claimed = False
-        if not kept and not held.more:
-            del self._lines[line.upload_id]
+        for sequence in ended.told:
+            del self._events[sequence]
+        for delivery, given_up in ended.changed:
+            told = self._events[delivery.sequence]
+            told.delivery, told.given_up = delivery, given_up
+        if not ended.goes_on:
+            held.due_at = 0.0 if held.more or ended.due_at is None else ended.due_at
+            held.claimed = False
+            if not ended.kept and not held.more:
+                del self._lines[line.upload_id]
         return True
 
     async def events(self) -> AsyncIterator[Undelivered]:

@@ -66,10 +66,25 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 
     line: Line
     kept: Sequence[Delivery] = ()
-    """To be delivered still."""
+    """To be delivered still: as they were claimed, or as they stand `after` an attempt."""
     given_up: Sequence[Delivery] = ()
-    due_at: float = 0.0
-    """When it is claimed next; at once, if the upload has something more to tell by now."""
+    due_at: float | None = None
+    """When it is claimed next; None: at once. And so if the upload has more to tell by now."""
+    goes_on: bool = False
+    """Not ended yet: the claim stays."""
+
+    @property
+    def told(self) -> list[int]:
+        """The sequences of those to forget."""
+        left = {delivery.sequence for delivery in (*self.kept, *self.given_up)}
+        return [each.sequence for each in self.line.deliveries if each.sequence not in left]
+
+    @property
+    def changed(self) -> list[tuple[Delivery, bool]]:
+        """Those of which something is to be noted, and whether they were given up."""
+        before = {id(delivery) for delivery in self.line.deliveries}
+        kept = [(delivery, False) for delivery in self.kept if id(delivery) not in before]
+        return kept + [(delivery, True) for delivery in self.given_up]
 
 
 class Undelivered(msgspec.Struct, frozen=True):

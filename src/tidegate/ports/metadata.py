@@ -216,7 +216,7 @@ class MetadataStore(Protocol):
         """
 
     async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
-        """Note what became of lines, each another upload's, and let go of them.
+        """Note what became of lines, each another upload's, and let go of those that are over.
 
         What was told is forgotten; of what is kept, or given up, `done` and `retries` are noted, and
         what was given up is not claimed again. Returns the uploads whose claim is not held any more:

@@ -53,30 +53,33 @@ async def claim(link: Link, now: float, limit: int, ttl: float) -> list[Line]:
 # In order, so that of two who lock several none waits for the other.
 _END_CLAIMS = """
     WITH held AS MATERIALIZED (
-        SELECT l.upload_id, l.more, e.keeps, e.due_at, e.at_once
+        SELECT l.upload_id, l.more, e.keeps, e.goes_on, e.due_at, e.at_once
         FROM tidegate.line l
-        JOIN unnest($1::text[], $2::float8[], $3::boolean[], $4::float8[], $5::float8[])
-            AS e (upload_id, claim, keeps, due_at, at_once) USING (upload_id)
+        JOIN unnest(
+            $1::text[], $2::float8[], $3::boolean[], $4::boolean[], $5::float8[], $6::float8[]
+        ) AS e (upload_id, claim, keeps, goes_on, due_at, at_once) USING (upload_id)
         WHERE l.claimed AND l.due_at = e.claim ORDER BY l.upload_id FOR UPDATE OF l
     ),
     told AS (
         DELETE FROM tidegate.event e USING held
-        WHERE e.sequence = ANY($6::bigint[]) AND e.upload_id = held.upload_id
+        WHERE e.sequence = ANY($7::bigint[]) AND e.upload_id = held.upload_id
     ),
     noted AS (
         UPDATE tidegate.event e SET done = n.done, retries = n.retries, given_up = n.given_up
-        FROM held, unnest($7::bigint[], $8::text[], $9::text[], $10::boolean[])
+        FROM held, unnest($8::bigint[], $9::text[], $10::text[], $11::boolean[])
             AS n (sequence, done, retries, given_up)
         WHERE e.sequence = n.sequence AND e.upload_id = held.upload_id
     ),
     over AS (
         DELETE FROM tidegate.line l USING held
-        WHERE l.upload_id = held.upload_id AND NOT (held.more OR held.keeps)
+        WHERE l.upload_id = held.upload_id AND NOT (held.more OR held.keeps OR held.goes_on)
     ),
     next AS (
         UPDATE tidegate.line l SET claimed = false,
-            due_at = CASE WHEN held.more THEN held.at_once ELSE held.due_at END
-        FROM held WHERE l.upload_id = held.upload_id AND (held.more OR held.keeps)
+            due_at = CASE WHEN held.more THEN held.at_once
+                ELSE coalesce(held.due_at, held.at_once) END
+        FROM held
+        WHERE l.upload_id = held.upload_id AND (held.more OR held.keeps) AND NOT held.goes_on
     )
     SELECT upload_id FROM held
 """
@@ -84,23 +87,21 @@ _END_CLAIMS = """
 
 async def end_claims(link: Link, ended: Sequence[Ended]) -> list[UploadId]:
     """Note what became of lines, and let go of them; those that were not held."""
-    noted: dict[int, tuple[str, str, bool]] = {}
-    for each in ended:
-        noted |= {d.sequence: (*encode_delivery(d), False) for d in each.kept}
-        noted |= {d.sequence: (*encode_delivery(d), True) for d in each.given_up}
-    deliveries = [delivery for each in ended for delivery in each.line.deliveries]
+    noted = [
+        (delivery.sequence, *encode_delivery(delivery), given_up)
+        for each in ended
+        for delivery, given_up in each.changed
+    ]
     held = await link.fetch(
         _END_CLAIMS,
         [each.line.upload_id for each in ended],
         [each.line.claim for each in ended],
         [bool(each.kept) for each in ended],
+        [each.goes_on for each in ended],
         [each.due_at for each in ended],
         [due_at_once(each.line) for each in ended],
-        [delivery.sequence for delivery in deliveries if delivery.sequence not in noted],
-        list(noted),
-        [done for done, _, _ in noted.values()],
-        [retries for _, retries, _ in noted.values()],
-        [given_up for _, _, given_up in noted.values()],
+        [sequence for each in ended for sequence in each.told],
+        *([row[column] for row in noted] for column in range(4)),
     )
     found = {row["upload_id"] for row in held}
     return [each.line.upload_id for each in ended if each.line.upload_id not in found]

@@ -51,15 +51,17 @@ async def end_claims(link: Link, ended: Sequence[Ended]) -> list[UploadId]:
 
 
 def _ended(ended: Ended) -> dict[str, Any]:
-    left = {delivery.sequence for delivery in (*ended.kept, *ended.given_up)}
-    told = [d.sequence for d in ended.line.deliveries if d.sequence not in left]
-    return {
+    due = {} if ended.due_at is None else {"due": score(ended.due_at)}
+    return due | {
         "id": ended.line.upload_id,
         "claim": score(ended.line.claim),
-        "told": [_padded(sequence) for sequence in told],
-        "kept": [(_padded(d.sequence), *encode_delivery(d)) for d in ended.kept],
-        "given_up": [(_padded(d.sequence), *encode_delivery(d)) for d in ended.given_up],
-        "due": score(ended.due_at),
+        "told": [_padded(sequence) for sequence in ended.told],
+        "changed": [
+            (_padded(delivery.sequence), *encode_delivery(delivery), given_up)
+            for delivery, given_up in ended.changed
+        ],
+        "keeps": bool(ended.kept),
+        "goes_on": ended.goes_on,
     }
 
 

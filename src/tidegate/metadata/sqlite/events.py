@@ -71,24 +71,22 @@ def end_claims(db: sqlite3.Connection, ended: Sequence[Ended]) -> list[UploadId]
     """Note what became of lines, and let go of them; those that were not held."""
     over = _forget(db, [each.line for each in ended if not each.kept])
     lost: list[UploadId] = []
-    told: set[int] = set()
+    told: list[int] = []
     noted: list[tuple[str, str, bool, int]] = []
     for each in ended:
         if each.line.upload_id not in over and not _let_go(db, each):
             lost.append(each.line.upload_id)
             continue
-        told.update(delivery.sequence for delivery in each.line.deliveries)
-        for deliveries, given_up in ((each.kept, False), (each.given_up, True)):
-            noted += [(*encode_delivery(d), given_up, d.sequence) for d in deliveries]
+        told += each.told
+        noted += [(*encode_delivery(d), given_up, d.sequence) for d, given_up in each.changed]
     if noted:
-        told.difference_update(sequence for *_, sequence in noted)
         db.executemany(
             "UPDATE event SET done = ?, retries = ?, given_up = ? WHERE sequence = ?", noted
         )
     if told:
         db.execute(
             "DELETE FROM event WHERE sequence IN (SELECT value FROM json_each(?))",
-            (json.dumps([*told]),),
+            (json.dumps(told),),
         )
     return lost
 
@@ -110,11 +108,16 @@ def _forget(db: sqlite3.Connection, lines: Iterable[Line]) -> set[UploadId]:
 
 
 def _let_go(db: sqlite3.Connection, ended: Ended) -> bool:
-    line = ended.line
+    """Whether it was held; let go of it, unless it goes on."""
+    ours = (ended.line.upload_id, ended.line.claim)
+    if ended.goes_on:
+        held = db.execute("SELECT 1 FROM line WHERE upload_id = ? AND due_at = ? AND claimed", ours)
+        return held.fetchone() is not None
+    at_once = due_at_once(ended.line)
     updated = db.execute(
         "UPDATE line SET claimed = 0, due_at = CASE WHEN more THEN ? ELSE ? END"
         " WHERE upload_id = ? AND due_at = ? AND claimed",
-        (due_at_once(line), ended.due_at, line.upload_id, line.claim),
+        (at_once, at_once if ended.due_at is None else ended.due_at, *ours),
     )
     return updated.rowcount > 0
 

@@ -125,6 +125,31 @@ async def ends_late_claims(make: MakeStore) -> None:
         assert _types(line) == [EventType.COMPLETED]
 
 
+async def notes_while_it_goes_on(make: MakeStore) -> None:
+    """What became of events can be noted, and the claim stays as it is until it is ended."""
+    async with opened(make) as store:
+        record = upload()
+        kinds = [EventType.CREATED, EventType.COMPLETED, EventType.TERMINATED]
+        await store.insert(record, events=[event(record, kind) for kind in kinds])
+        (line,) = await store.claim_events(NOW, 10, 60)
+        first, second, third = line.deliveries
+        failed = second.after(["queue"], [Retry("mail", 1, NOW + 5)])
+        assert await end_claim(store, line, kept=[failed, third], goes_on=True)
+        assert [u.delivery async for u in store.events()] == [failed, third]
+        await _tell(store, record, EventType.EXPIRED)
+        assert await _claim(store, NOW + 59) == []
+        rest = replace(line, deliveries=(failed, third))
+        assert await end_claim(store, rest, kept=[failed], due_at=NOW + 1000)
+        assert not await end_claim(store, rest, goes_on=True)
+        (line,) = await _claim(store)
+        assert _types(line) == [EventType.COMPLETED, EventType.EXPIRED]
+        assert line.deliveries[0] == failed
+        (again,) = await _claim(store, NOW + 60)
+        assert not await end_claim(store, line, goes_on=True, kept=line.deliveries[1:])
+        assert [u.delivery async for u in store.events()] == list(again.deliveries)
+        assert first not in again.deliveries
+
+
 async def ends_several_at_once(make: MakeStore) -> None:
     """Each claim for itself: those that are over change nothing, and are named."""
     async with opened(make) as store:
@@ -316,6 +341,7 @@ CHECKS: list[Check] = [
     claims_run_out,
     ends_late_claims,
     ends_several_at_once,
+    notes_while_it_goes_on,
     gives_up,
     claims_once,
 ]

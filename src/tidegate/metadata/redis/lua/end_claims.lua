@@ -17,17 +17,18 @@ local function end_claim(ended)
       call('ZREM', name, sequence)
     end
   end
-  for _, event in ipairs(ended.kept) do
-    call('HSET', key('e', event[1]), 'done', event[2], 'retries', event[3])
+  for _, event in ipairs(ended.changed) do
+    local sequence, done, retries, given_up = unpack(event)
+    call('HSET', key('e', sequence), 'done', done, 'retries', retries)
+    if given_up then
+      call('ZREM', events, sequence)
+      call('ZREM', P .. ':pending', sequence)
+      call('ZADD', P .. ':given', sequence, sequence)
+    end
   end
-  for _, event in ipairs(ended.given_up) do
-    call('HSET', key('e', event[1]), 'done', event[2], 'retries', event[3])
-    call('ZREM', events, event[1])
-    call('ZREM', P .. ':pending', event[1])
-    call('ZADD', P .. ':given', event[1], event[1])
-  end
+  if ended.goes_on then return end
   call('HDEL', P .. ':claims', ended.id)
-  if more ~= '' or #ended.kept == 0 then
+  if more ~= '' or not ended.keeps or not ended.due then
     hurry(ended.id)
   else
     call('ZADD', P .. ':lines', ended.due, ended.id)
