@@ -9,6 +9,7 @@ from tests.engine.stage import Stage, beside, reached, refused, until
 from tests.support.faulty import FaultyAheadStore
 
 from tidegate.engine.core import Settings
+from tidegate.engine.sweep import UNBORN
 from tidegate.ports import (
     DataError,
     Delivery,
@@ -192,3 +193,17 @@ async def test_a_dry_run_of_the_sweep_leaves_a_mark() -> None:
         assert _data(s).marked == {upload_id}
         assert await _orphans(s) == 0
         assert not _data(s).marked
+
+
+async def test_a_sweep_that_deletes_orphans_at_once_spares_what_gets_its_record() -> None:
+    """Of another server, between the bytes and the record."""
+    async with _stage(orphan_age=0.0).open() as s, beside() as start:
+        gate = s.metadata.faults.hold("insert")
+        request = start(s.create, 3, b"abc")
+        await reached(gate.reached)
+        assert _data(s).marked
+        s.clock.advance(UNBORN - 1)
+        assert await _orphans(s) == 0
+        gate.go.set()
+        made = await request.answer()
+        assert await s.download(made.id) == b"abc"

@@ -21,12 +21,14 @@ from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import (
     Delivery,
     DeliveryError,
+    Line,
     MetadataStore,
+    Retry,
     UnavailableError,
     Undelivered,
 )
 from tidegate.protocol.commands import Create, Payload
-from tidegate.protocol.model import STORED_EVENTS, EventType, State
+from tidegate.protocol.model import STORED_EVENTS, Event, EventType, State, Upload, UploadId
 from tidegate.stores.memory import MemoryStore
 from tidegate.testing import FakeClock
 
@@ -648,3 +650,26 @@ async def test_two_servers_tell_each_event_once(tmp_path: Path) -> None:
 
 async def _nothing_left(records: MetadataStore) -> bool:
     return not [event async for event in records.events()]
+
+
+async def test_each_sink_is_told_how_often_it_failed_itself() -> None:
+    """Not how often another one did."""
+    due = Retry("other", 2, 0.0)
+    upload = Upload(id=UploadId("one"), created_at=0, active_at=0)
+    event = Event(type=EventType.CREATED, at=0, upload=upload)
+    standing = outbox._Standing(Delivery(1, event, 2, retries=(due,)))
+    assert standing.for_sink(Sink("other")).attempts == 2
+    assert standing.for_sink(Sink("sink")).attempts == 0
+
+
+async def test_what_nobody_tells_yet_at_a_stop_is_let_go() -> None:
+    """The next server need not wait for the claim to run out."""
+    sink = Sink()
+    async with stage(sink).open() as s:
+        await s.create(3)
+        await until(lambda: len(sink.told) == 1 and not s.records._events)
+        line = Line(UploadId("gone"), 1.0, ())
+        s.engine._outbox._claimed.append((line, 1.0))
+        await s.engine._outbox._let_go()
+        assert not s.engine._outbox._claimed
+        assert s.metadata.faults.calls[-1] == "end_claims"

@@ -42,6 +42,9 @@ BATCH = 500
 TURN = "sweep"
 TURN_FOR = 3600.0
 """Seconds after which another server sweeps, should the one at it have died."""
+UNBORN = 3600.0
+"""Seconds for which what was stored ahead of its record may still get one, however soon orphans are
+to be deleted: many times as long as a metadata store is waited for."""
 
 
 class Swept(msgspec.Struct):
@@ -171,7 +174,8 @@ async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bo
 
     Not those of a whole upload: should the records be lost, or be others, these are the files.
     """
-    is_old = stored.modified_at <= core.clock.now() - core.settings.orphan_age
+    least = max(core.settings.orphan_age, UNBORN) if stored.marked else core.settings.orphan_age
+    is_old = stored.modified_at <= core.clock.now() - least
     if stored.whole or not (is_old or stored.marked):
         return
 

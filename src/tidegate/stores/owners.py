@@ -46,16 +46,16 @@ def walk(base: str, templates: Sequence[naming.Template]) -> Generator[Stored, N
                     found = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                marked = top == FINISHED and _is_marked(base, upload_id, found)
+                marked = found.st_nlink > 1 and (
+                    top == INCOMING or _is_marked(base, upload_id, found)
+                )
                 whole = top == FINISHED and not marked
                 yield Stored(upload_id, found.st_size, found.st_mtime, place, whole, marked)
 
 
 def _is_marked(base: str, upload_id: UploadId, found: os.stat_result) -> bool:
     """Whether a finished file has its first name as well: there may be no record of it."""
-    return found.st_nlink > 1 and disk.same_file(
-        os.path.join(base, incoming(naming.token(upload_id))), found
-    )
+    return disk.same_file(os.path.join(base, incoming(naming.token(upload_id))), found)
 
 
 def _files(base: str, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
