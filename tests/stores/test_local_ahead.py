@@ -36,7 +36,7 @@ async def test_its_first_name_tells_that_there_may_be_no_record(root: Path, name
     assert await store.store_ahead(upload, [b"abc", b"def"], durable=False)
     # The finished one first: told alone, it would be taken for what lost its record.
     finished, incoming = _places(upload)
-    assert await _found(store) == [(finished, False, True), (incoming, False, False)]
+    assert await _found(store) == [(finished, False, True), (incoming, False, True)]
     assert await read_all(store, upload) == b"abcdef"
     store.confirm(upload)
     with anyio.fail_after(10):
