@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What a bearer token is made of (RFC 6750, 2.1)."""
-_CREDENTIALS: Final = re.compile(rf"(?i:bearer) +({TOKEN.pattern})", re.ASCII)
 
 
 def bearer_token(request: UploadRequest) -> str:
@@ -26,10 +25,11 @@ def bearer_token(request: UploadRequest) -> str:
             "this needs a bearer token: Authorization: Bearer ...",
             headers={"WWW-Authenticate": 'Bearer realm="tidegate"'},
         )
-    found = _CREDENTIALS.fullmatch(values[0])
-    if len(values) > 1 or found is None:
+    scheme, _, token = values[0].partition(" ")
+    token = token.strip(" ")
+    if len(values) > 1 or scheme.lower() != "bearer" or not TOKEN.fullmatch(token):
         raise invalid("expected one bearer token: Authorization: Bearer ...")
-    return found[1]
+    return token
 
 
 def invalid(why: str) -> Denied:

@@ -257,11 +257,12 @@ def _creation_offered(offer: Offer) -> Refusal | None:
 # this by including creation-with-upload"; "it MUST add concatenation to the Tus-Extension header".
 def _extensions_offered(case: Case[Create]) -> Refusal | None:
     command = case.command
-    for extension, wanted in (
-        ("creation-defer-length", command.deferred),
-        ("creation-with-upload", command.payload is not None),
-        ("concatenation", command.kind is not Kind.REGULAR),
-    ):
+    asked = {
+        "creation-defer-length": command.deferred,
+        "creation-with-upload": command.payload is not None,
+        "concatenation": command.kind is not Kind.REGULAR,
+    }
+    for extension, wanted in asked.items():
         if wanted and extension not in case.offer.extensions:
             return Refusal(Code.NOT_OFFERED, f"the extension {extension} is not offered here")
     return None

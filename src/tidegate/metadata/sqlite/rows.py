@@ -58,8 +58,8 @@ def insert(
         (
             upload.id,
             upload.version,
-            str(upload.state),
-            str(upload.kind),
+            upload.state.value,
+            upload.kind.value,
             upload.expires_at,
             upload.ended_at,
             record,
@@ -183,7 +183,7 @@ def commit(
             " promised = ?, stored = ? WHERE id = ?",
             (
                 upload.version,
-                str(upload.state),
+                upload.state.value,
                 upload.expires_at,
                 upload.ended_at,
                 record,

@@ -258,9 +258,8 @@ class Connection(asyncio.Protocol):
         else:
             if rest:
                 body.feed(rest)
-            if not body.is_here:
-                # Until somebody wants it.
-                self.pause_reading()
+            # Until somebody wants it.
+            self.pause_reading()
         self._request = head, frame
         self._state = _State.BUSY
         self._due = 0.0

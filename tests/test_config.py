@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tidegate.config import Config, ConfigError, parsers
+from tidegate import config_parsers
+from tidegate.config import Config, ConfigError
 from tidegate.ports import Durability
 from tidegate.stores.naming import Template
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_sizes(text: str, size: int | None) -> None:
-    assert parsers.parse_size(text) == size
+    assert config_parsers.parse_size(text) == size
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_sizes(text: str, size: int | None) -> None:
 )
 def test_wrong_sizes(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        parsers.parse_size(text)
+        config_parsers.parse_size(text)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_wrong_sizes(text: str, said: str) -> None:
     ],
 )
 def test_durations(text: str, seconds: float | None) -> None:
-    assert parsers.parse_duration(text) == seconds
+    assert config_parsers.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_durations(text: str, seconds: float | None) -> None:
 )
 def test_wrong_durations(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        parsers.parse_duration(text)
+        config_parsers.parse_duration(text)
 
 
 @pytest.mark.parametrize(
@@ -90,55 +91,55 @@ def test_wrong_durations(text: str, said: str) -> None:
     [("/files/", "/files/"), ("files", "/files/"), ("/a/b", "/a/b/"), ("/", "/"), ("", "/")],
 )
 def test_base_paths_start_and_end_with_a_slash(text: str, path: str) -> None:
-    assert parsers.parse_base_path(text) == path
+    assert config_parsers.parse_base_path(text) == path
 
 
 def test_ports_urls_proxies_and_origins_as_they_are_meant() -> None:
-    assert parsers.parse_port("0") == 0
-    assert parsers.parse_public_url("https://example.org/up/") == "https://example.org/up"
-    assert parsers.parse_public_url("http://[::1]:8080") == "http://[::1]:8080"
+    assert config_parsers.parse_port("0") == 0
+    assert config_parsers.parse_public_url("https://example.org/up/") == "https://example.org/up"
+    assert config_parsers.parse_public_url("http://[::1]:8080") == "http://[::1]:8080"
     for proxy in ("*", "10.0.0.5", "10.0.0.0/8", "10.1.2.3/8", "::1", "fd00::/8"):
-        assert parsers.parse_proxy(proxy) == proxy
-    assert parsers.parse_origin("*") == "*"
-    assert parsers.parse_origin("https://Example.org:8443") == "https://example.org:8443"
-    assert parsers.parse_origin("http://[::1]:80") == "http://[::1]:80"
-    assert parsers.parse_origin("app-x://localhost") == "app-x://localhost"
+        assert config_parsers.parse_proxy(proxy) == proxy
+    assert config_parsers.parse_origin("*") == "*"
+    assert config_parsers.parse_origin("https://Example.org:8443") == "https://example.org:8443"
+    assert config_parsers.parse_origin("http://[::1]:80") == "http://[::1]:80"
+    assert config_parsers.parse_origin("app-x://localhost") == "app-x://localhost"
 
 
 @pytest.mark.parametrize(
     ("parse", "text", "said"),
     [
-        (parsers.parse_port, "65536", "from 0 to 65535"),
-        (parsers.parse_port, "http", "from 0 to 65535"),
-        (parsers.parse_port, "-1", "from 0 to 65535"),
-        (parsers.parse_port, "²", "from 0 to 65535"),
-        (parsers.parse_port, "tcp://10.0.0.1:1080", "Kubernetes"),
-        (parsers.parse_base_path, "/a?b", "like /files/"),
-        (parsers.parse_base_path, "/a b", "like /files/"),
-        (parsers.parse_base_path, "/a//b", "like /files/"),
-        (parsers.parse_base_path, "/a/../b", "like /files/"),
-        (parsers.parse_public_url, "example.org", "http:// or https://"),
-        (parsers.parse_public_url, "ftp://example.org", "http:// or https://"),
-        (parsers.parse_public_url, "https://", "a host"),
-        (parsers.parse_public_url, "https://example.org/?a", "a host"),
-        (parsers.parse_public_url, "https://user:pw@example.org", "a host"),
-        (parsers.parse_public_url, "https://example.org:port", "perhaps a port"),
-        (parsers.parse_public_url, "https://example.org/\n", "a host"),
-        (parsers.parse_proxy, "nginx", "10.0.0.0/8"),
-        (parsers.parse_proxy, "10.0.0.0/33", "10.0.0.0/8"),
-        (parsers.parse_origin, "example.org", "https://example.org"),
-        (parsers.parse_origin, "https://*.example.org", "scheme://host"),
-        (parsers.parse_origin, "https://a.org:x", "scheme://host"),
-        (parsers.parse_origin, "https://user@a.org", "scheme://host"),
+        (config_parsers.parse_port, "65536", "from 0 to 65535"),
+        (config_parsers.parse_port, "http", "from 0 to 65535"),
+        (config_parsers.parse_port, "-1", "from 0 to 65535"),
+        (config_parsers.parse_port, "²", "from 0 to 65535"),
+        (config_parsers.parse_port, "tcp://10.0.0.1:1080", "Kubernetes"),
+        (config_parsers.parse_base_path, "/a?b", "like /files/"),
+        (config_parsers.parse_base_path, "/a b", "like /files/"),
+        (config_parsers.parse_base_path, "/a//b", "like /files/"),
+        (config_parsers.parse_base_path, "/a/../b", "like /files/"),
+        (config_parsers.parse_public_url, "example.org", "http:// or https://"),
+        (config_parsers.parse_public_url, "ftp://example.org", "http:// or https://"),
+        (config_parsers.parse_public_url, "https://", "a host"),
+        (config_parsers.parse_public_url, "https://example.org/?a", "a host"),
+        (config_parsers.parse_public_url, "https://user:pw@example.org", "a host"),
+        (config_parsers.parse_public_url, "https://example.org:port", "perhaps a port"),
+        (config_parsers.parse_public_url, "https://example.org/\n", "a host"),
+        (config_parsers.parse_proxy, "nginx", "10.0.0.0/8"),
+        (config_parsers.parse_proxy, "10.0.0.0/33", "10.0.0.0/8"),
+        (config_parsers.parse_origin, "example.org", "https://example.org"),
+        (config_parsers.parse_origin, "https://*.example.org", "scheme://host"),
+        (config_parsers.parse_origin, "https://a.org:x", "scheme://host"),
+        (config_parsers.parse_origin, "https://user@a.org", "scheme://host"),
         (
-            parsers.parse_origin,
+            config_parsers.parse_origin,
             "https://a.org/path",
             "expected https://a.org, without a path",
         ),
-        (parsers.parse_origin, "https://a.org/", "expected https://a.org, without a path"),
-        (parsers.parse_extension, "termiation", "termination"),
-        (parsers.parse_durability, "full", "complete, ack, none"),
-        (parsers.parse_template, "{name}", "the fields are"),
+        (config_parsers.parse_origin, "https://a.org/", "expected https://a.org, without a path"),
+        (config_parsers.parse_extension, "termiation", "termination"),
+        (config_parsers.parse_durability, "full", "complete, ack, none"),
+        (config_parsers.parse_template, "{name}", "the fields are"),
     ],
 )
 def test_what_is_wrong_is_said_with_what_is_right(
@@ -150,7 +151,7 @@ def test_what_is_wrong_is_said_with_what_is_right(
 
 
 def test_lists_take_commas_spaces_and_several_texts() -> None:
-    parse = parsers.parse_items(parsers.parse_proxy)
+    parse = config_parsers.parse_items(config_parsers.parse_proxy)
     assert parse(["10.0.0.1, 10.0.0.2", "::1"]) == ("10.0.0.1", "10.0.0.2", "::1")
     assert parse(["none"]) == ()
     assert parse([""]) == ()
@@ -161,10 +162,10 @@ def test_defaults_are_what_they_are_said_to_be() -> None:
     assert (default.host, default.port, default.base_path) == ("127.0.0.1", 1080, "/files/")
     assert default.metadata_url.endswith("/tidegate-data/tidegate.db")
     assert default.max_size is None
-    assert default.expire_after == parsers.parse_duration("7d")
-    assert default.shutdown_timeout == parsers.parse_duration("7s")
+    assert default.expire_after == config_parsers.parse_duration("7d")
+    assert default.shutdown_timeout == config_parsers.parse_duration("7s")
     assert default.durability is Durability.COMPLETE
-    assert parsers.parse_base_path(default.base_path) == default.base_path
+    assert config_parsers.parse_base_path(default.base_path) == default.base_path
     assert Template(default.file_name).text == default.file_name
 
 
@@ -179,7 +180,7 @@ def test_defaults_are_what_they_are_said_to_be() -> None:
     ],
 )
 def test_who_says_who_it_is(text: str) -> None:
-    assert parsers.parse_auth(text) == text
+    assert config_parsers.parse_auth(text) == text
 
 
 @pytest.mark.parametrize(
@@ -197,14 +198,14 @@ def test_who_says_who_it_is(text: str) -> None:
 )
 def test_who_can_not_say_it(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        parsers.parse_auth(text)
+        config_parsers.parse_auth(text)
 
 
 def test_names_of_headers() -> None:
-    assert parsers.parse_header("X-User_1") == "X-User_1"
+    assert config_parsers.parse_header("X-User_1") == "X-User_1"
     for text in ("", "a b", "é", "a:"):
         with pytest.raises(ValueError, match="not the name of a header"):
-            parsers.parse_header(text)
+            config_parsers.parse_header(text)
 
 
 @pytest.mark.parametrize(
