@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from bench import chart, facts, goals, report
 from bench.client import Source
-from bench.measure import Absent, note
+from bench.measure import Absent, Outcome, note
 from bench.process import BenchError
+from bench.setting import GIB, MIB, SMOKE, Bench, Place, Sizes
 from bench.subjects import BOUNDS as MODES
 from bench.subjects import HERE, NAMES, Tidegate, bound, load_generator, peer, tidegates
-from bench.works import GIB, MIB, SMOKE, Bench, Place, Sizes, works
+from bench.works import works
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bench.measure import Outcome
     from bench.subjects import Subject
 
 MEMORY = Path("/dev/shm")
@@ -57,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
         help="where servers keep data; may be repeated [a tmpfs, and bench/.data for a disk]",
     )
     add("--json", type=Path, metavar="FILE", help="write all of it there, too")
+    add(
+        "--keep",
+        action="store_true",
+        help="what the JSON file has of works and places that are not measured now stays in it",
+    )
     add("--chart", type=Path, metavar="FILE", help="draw it there, as SVG")
     add("--smoke", action="store_true", help="seconds: tiny sizes, one round, no peers")
     group = found.add_argument_group("tidegate")
@@ -135,6 +140,13 @@ def chosen_peers(options: argparse.Namespace) -> list[str]:
     return names
 
 
+def kept(path: Path, measured: Sequence[Outcome]) -> list[Outcome]:
+    """What an earlier run wrote down of works and places that `measured` has nothing of."""
+    anew = {(one.work, one.place) for one in measured}
+    earlier = [Outcome.of_json(one) for one in json.loads(path.read_text())["outcomes"]]
+    return [one for one in earlier if (one.work, one.place) not in anew]
+
+
 def main() -> int:
     """Run; 1 when anything could not be measured that is there."""
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -190,6 +202,10 @@ def main() -> int:
                 except Absent as reason:
                     note(f"  left out: {reason}")
         found["run"]["minutes"] = round((time.monotonic() - start) / 60, 1)
+    if options.keep and options.json and options.json.exists():
+        outcomes = sorted(
+            [*kept(options.json, outcomes), *outcomes], key=lambda one: list(known).index(one.work)
+        )
     verdicts = goals.judge(outcomes)
     print(report.text(found, known, outcomes, verdicts))
     if options.json:

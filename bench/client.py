@@ -98,7 +98,7 @@ class Connection:
         fields = {name.lower(): value.strip() for name, _, value in pairs}
         return Answer(int(line.split(" ")[1]), fields), rest
 
-    def create(self, length: int) -> str:
+    def create(self, length: int, fields: dict[str, str] | None = None) -> str:
         """Create an upload; the path of its URL."""
         answer = self.ask(
             "POST",
@@ -108,6 +108,7 @@ class Connection:
                 "Upload-Length": str(length),
                 "Upload-Metadata": METADATA,
                 "Content-Length": "0",
+                **(fields or {}),
             },
         )
         return urlsplit(answer.fields["location"]).path

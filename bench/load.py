@@ -7,7 +7,7 @@ import contextlib
 import json
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from bench.process import BenchError
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.process import Server
+
+OFFSET: Final = "{offset}"
+"""Stands in requests, and in what is wanted of their answers, for the offset of an upload."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,9 @@ def rate(
     header: str,
     seconds: float,
     connections: int,
+    step: int = 0,
 ) -> Figures:
-    """As many requests as can be, on `connections`."""
+    """As many requests as can be, on `connections`. Each appends `step` bytes to its upload."""
     with Load(
         program,
         server,
@@ -110,6 +114,7 @@ def rate(
         header=header,
         seconds=seconds,
         connections=connections,
+        step=step,
     ) as load:
         return load.figures(seconds + 60)
 

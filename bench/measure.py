@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import statistics
 import sys
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from bench.process import BenchError
 
@@ -34,6 +35,8 @@ class Outcome:
     """Why nothing was measured, where that is no failure."""
     error: str = ""
     """What went wrong; what was measured before is void."""
+    at: str = ""
+    """When it was begun."""
 
     def median(self, metric: str) -> float | None:
         """The median over the runs; None where it was not measured."""
@@ -69,7 +72,13 @@ class Outcome:
             "samples": self.samples,
             "absent": self.absent,
             "error": self.error,
+            "at": self.at,
         }
+
+    @classmethod
+    def of_json(cls, written: dict[str, Any]) -> Self:
+        """What `as_json` wrote."""
+        return cls(**{name: value for name, value in written.items() if name != "medians"})
 
 
 @dataclass
@@ -88,9 +97,16 @@ def paired(
     With `settle` what is not yet written to disk is, before each sample: else one subject would pay
     for what another left in the page cache.
     """
+    at = time.strftime("%Y-%m-%d %H:%M")
     outcomes = [
         Outcome(
-            work, place, one.subject.name, one.subject.kind, one.subject.version, one.subject.traits
+            work,
+            place,
+            one.subject.name,
+            one.subject.kind,
+            one.subject.version,
+            one.subject.traits,
+            at=at,
         )
         for one in contestants
     ]

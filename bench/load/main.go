@@ -35,6 +35,7 @@ type Task struct {
 	Interval    float64  `json:"interval"`    // latency: between two requests; slow: between writes
 	Path        string   `json:"path"`        // slow: the creation resource
 	Rate        int      `json:"rate"`        // slow: bytes per second and connection
+	Step        int      `json:"step"`        // rate: bytes that each appends; 0: none
 }
 
 // Result is what comes of rate and latency. Latencies are in milliseconds.
@@ -49,6 +50,10 @@ type Result struct {
 }
 
 const patience = 30 * time.Second
+
+// Stands for the offset of an upload to which each request adds Step bytes: in a request for the one
+// before it, in what is wanted of its answer for the one after it.
+const offset = "{offset}"
 
 func main() {
 	stdin := bufio.NewReader(os.Stdin)
@@ -190,8 +195,15 @@ func rate(task Task) Result {
 			// Each its own requests, where there are enough: two at one upload would measure locks.
 			first := i % len(task.Requests)
 			next := first
+			at := make([]int, len(task.Requests))
 			for before := time.Now(); before.Before(end); {
-				_, err := c.exchange(task.Requests[next], task.Status, task.Header)
+				request, want := task.Requests[next], task.Header
+				if task.Step > 0 {
+					request = bytes.Replace(request, []byte(offset), strconv.AppendInt(nil, int64(at[next]), 10), 1)
+					at[next] += task.Step
+					want = strings.Replace(want, offset, strconv.Itoa(at[next]), 1)
+				}
+				_, err := c.exchange(request, task.Status, want)
 				if err != nil {
 					failures[i] = err
 					return

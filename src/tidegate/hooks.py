@@ -10,6 +10,7 @@ the client gets a 500 or a 503 with Retry-After.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -87,8 +88,12 @@ class Headers(Mapping[str, str]):
 
     def all(self, name: str) -> list[str]:
         """Every value of a name, in the order in which they were sent."""
-        wanted = name.lower().encode("latin-1", "replace")
-        return [value.decode("latin-1").strip(" \t") for n, value in self._sent if n == wanted]
+        wanted = _as_sent(name)
+        found = []
+        for sent, value in self._sent:
+            if sent == wanted:
+                found.append(value.decode("latin-1").strip(" \t"))
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(name.decode("latin-1") for name, _ in self._sent))
@@ -99,6 +104,11 @@ class Headers(Mapping[str, str]):
     def __repr__(self) -> str:
         # Tokens and cookies are among the values.
         return f"Headers({', '.join(self)})"
+
+
+@functools.lru_cache(256)
+def _as_sent(name: str) -> bytes:
+    return name.lower().encode("latin-1", "replace")
 
 
 class UploadRequest(msgspec.Struct, frozen=True, kw_only=True):

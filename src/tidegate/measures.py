@@ -76,13 +76,10 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     """The values of the labels."""
     bounds: tuple[float, ...] = ()
     """A histogram's, without the last, which is infinity."""
+    width: int
+    """How many cells each row has: of a histogram its buckets, and the sum."""
     start: int
     """Its first cell."""
-
-    @property
-    def width(self) -> int:
-        """How many cells each row has: of a histogram its buckets, and the sum."""
-        return len(self.bounds) + 2 if self.bounds else 1
 
     def cell(self, *labels: str) -> int:
         """The (first) cell of a row."""
@@ -112,6 +109,7 @@ class _Layout:
             labels=labels,
             rows=tuple(rows),
             bounds=bounds,
+            width=len(bounds) + 2 if bounds else 1,
             start=self.size,
         )
         self.families.append(family)

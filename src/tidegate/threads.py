@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, TypeVarTuple, cast
 
 import anyio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+TOGETHER: Final = 16
+"""Quick calls that one thread makes in one hop: so many that a hop costs little of each, so few that
+a slow disk holds up few others with one."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -77,14 +81,34 @@ class Threads:
         self._threads: list[threading.Thread] = []
         self._under_way = 0
         # Safe between threads without a lock that the event loop could wait for.
-        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[_Job[Any]] | None] = queue.SimpleQueue()
+        self._together: list[_Job[Any]] = []
+        """Calls that wait for the end of the loop's turn, to go to one thread."""
 
     async def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Call a blocking function in a thread.
 
         Cancelled while it waits for a thread, it is not called; later, it is waited for.
         """
-        job = self._submit(function, arguments)
+        job = _Job(asyncio.get_running_loop().create_future(), function, arguments)
+        self._submit([job])
+        return await self._outcome(job)
+
+    async def run_together(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """The same for a quick function: those that are to be called in one turn of the event loop
+        go to one thread, and come back, in one hop.
+        """
+        loop = asyncio.get_running_loop()
+        job = _Job(loop.create_future(), function, arguments)
+        self._join(loop, job)
+        return await self._outcome(job)
+
+    def post_together(self, function: Callable[[*Ts], object], *arguments: *Ts) -> None:
+        """The same without waiting: what it raises is dropped."""
+        loop = asyncio.get_running_loop()
+        self._join(loop, _Job(loop.create_future(), function, arguments))
+
+    async def _outcome(self, job: _Job[T]) -> T:
         try:
             await job.future
         except asyncio.CancelledError:
@@ -95,49 +119,61 @@ class Threads:
             raise
         return job.outcome()
 
-    def _submit(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> _Job[T]:
-        job = _Job(asyncio.get_running_loop().create_future(), function, arguments)
+    def _join(self, loop: asyncio.AbstractEventLoop, job: _Job[Any]) -> None:
+        self._together.append(job)
+        if len(self._together) == 1:
+            loop.call_soon(self._submit_together)
+
+    def _submit_together(self) -> None:
+        jobs, self._together = self._together, []
+        for at in range(0, len(jobs), TOGETHER):
+            self._submit(jobs[at : at + TOGETHER])
+
+    def _submit(self, jobs: list[_Job[Any]]) -> None:
         self._under_way += 1
         if self._under_way > len(self._threads) < self._most:
             name = f"{self._name}-{len(self._threads)}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
-        self._jobs.put(job)
-        return job
+        self._jobs.put(jobs)
 
     @property
     def under_way(self) -> int:
-        """How many calls wait for a thread, or are made."""
+        """How many calls wait for a thread, or are made; those that are made together are one."""
         return self._under_way
 
     def close(self) -> None:
         """End the threads, once they have done what was asked of them. Does not wait."""
+        if self._together:
+            self._submit_together()
         for _ in self._threads:
             self._jobs.put(None)
         self._threads.clear()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if job.claimed():
-                try:
-                    job.result = job.function(*job.arguments)
-                except BaseException as raised:  # noqa: BLE001 - goes to whoever waits
-                    job.error = raised
+        while (jobs := self._jobs.get()) is not None:
+            for job in jobs:
+                if job.claimed():
+                    try:
+                        job.result = job.function(*job.arguments)
+                    except BaseException as raised:  # noqa: BLE001 - goes to whoever waits
+                        job.error = raised
             try:
-                job.future.get_loop().call_soon_threadsafe(self._settle, job)
+                jobs[0].future.get_loop().call_soon_threadsafe(self._settle, jobs)
             except RuntimeError:
                 # The loop is gone, and with it whoever waited.
                 return
-            del job
+            del jobs, job
 
-    def _settle(self, job: _Job[Any]) -> None:
+    def _settle(self, jobs: list[_Job[Any]]) -> None:
         self._under_way -= 1
-        job.ended = True
-        if job.end_awaited is not None and not job.end_awaited.done():
-            job.end_awaited.set_result(None)
-        if job.future.done():
-            # Nobody wants it any more.
-            job.result = job.error = None
-        else:
-            job.future.set_result(None)
+        for job in jobs:
+            job.ended = True
+            if job.end_awaited is not None and not job.end_awaited.done():
+                job.end_awaited.set_result(None)
+            if job.future.done():
+                # Nobody wants it any more.
+                job.result = job.error = None
+            else:
+                job.future.set_result(None)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from pathlib import Path
 
 import pytest
+from anyio import to_thread
 from tests.auth.requests import asking, judged
+from tests.engine.stage import until
 
-from tidegate.auth.token import TokenError, Tokens
+from tidegate.auth import token
+from tidegate.auth.token import TokenError, TokenFile, Tokens
 from tidegate.protocol.errors import Denied
 from tidegate.protocol.model import Principal
 
@@ -128,3 +133,53 @@ async def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("UPLOAD_TOKENS", value)
         tokens = Tokens.from_environment("UPLOAD_TOKENS")
         assert await judged(tokens, asking(f"Bearer {BOB}")) == Principal(id="bob")
+
+
+async def test_a_file_that_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Written over, replaced by another, gone, or no list any more: what can be used is."""
+    monkeypatch.setattr(token, "LOOK_EVERY", 0.01)
+    caplog.set_level(logging.INFO, "tidegate.auth")
+    path, other = tmp_path / "tokens", tmp_path / "other"
+    path.write_text(f"alice {ALICE}\n")
+
+    async def known() -> set[str]:
+        both = [await judged(tokens, asking(f"Bearer {each}")) for each in (ALICE, BOB)]
+        return {each.id for each in both if isinstance(each, Principal)}
+
+    async def comes_in(*names: str) -> bool:
+        return await known() == set(names)
+
+    async with await to_thread.run_sync(TokenFile, path) as tokens:
+        assert await known() == {"alice"}
+        await to_thread.run_sync(path.write_text, f"alice {ALICE}\nbob {BOB}\n")
+        await until(lambda: comes_in("alice", "bob"))
+        await to_thread.run_sync(other.write_text, f"bob {BOB}\n")
+        await to_thread.run_sync(os.replace, other, path)
+        await until(lambda: comes_in("bob"))
+        for spoil, said in (
+            (path.unlink, "cannot be read: No such file"),
+            (lambda: path.write_text(f"alice {ALICE}\nbob secret"), "line 2: its token has 6"),
+        ):
+            await to_thread.run_sync(spoil)
+            await until(lambda said=said: said in caplog.text)  # type: ignore[misc]
+            assert await known() == {"bob"}
+        await to_thread.run_sync(path.write_text, f"alice {ALICE}\n")
+        await until(lambda: comes_in("alice"))
+    assert caplog.text.count("still known") == 2
+    for each in (ALICE, BOB, "secret"):
+        assert each not in caplog.text
+
+
+def test_a_file_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    """Not while someone still writes it: half a list would turn the other half away."""
+    path = tmp_path / "tokens"
+    path.write_text(f"alice {ALICE}\n")
+    tokens = TokenFile(path)
+    for half in ("bob", f"bob {BOB}", f"bob {BOB}\n"):
+        path.write_text(half)
+        tokens._look()
+        assert tokens(asking(f"Bearer {ALICE}"), None) == Principal(id="alice")
+    tokens._look()
+    assert tokens(asking(f"Bearer {BOB}"), None) == Principal(id="bob")

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.cli.stores import DATA, Command
+
+from tidegate import cli
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +21,16 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def tidegate(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command on the data; its exit code, output and errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.run([*arguments, "--data", str(DATA)])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,24 @@ def test_tokens_of_a_file(tmp_path: Path, transport: str) -> None:
     subprocess.run(remove, check=True, timeout=30, stdout=subprocess.DEVNULL)
     with ServerProcess(data, "--no-owners") as server:
         assert looked(f"{server.url}{path}", None) == 410
+
+
+def test_tokens_that_change(tmp_path: Path) -> None:
+    """Each worker reads the file again: who was taken out is nobody, without a restart."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"alice {ALICE}\n")
+    with ServerProcess(tmp_path / "data", f"--auth=token:{tokens}", "--workers=2") as server:
+        assert created(server, BOB).status_code == 401
+        tokens.write_text(f"bob {BOB}\n")
+        deadline = time.monotonic() + 30
+        while server.tail(100_000).count("read again") < 2:
+            assert time.monotonic() < deadline, server.tail()
+            time.sleep(0.01)
+        # Each time a connection of its own, to any of them.
+        for _ in range(8):
+            assert created(server, ALICE).status_code == 401
+            assert created(server, BOB).status_code == 201
+        assert ALICE not in server.tail(100_000)
 
 
 def test_tokens_of_the_environment(tmp_path: Path) -> None:

@@ -5,37 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
-from tests.cli.test_offline import DATA, change, uploaded, with_engine
+from tests.cli.stores import DATA, Command, change, die_writing, uploaded, with_engine
 from tests.support.bodies import ScriptedBody
 
-from tidegate import cli
 from tidegate.engine.engine import Engine
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
+from tidegate.ports import Retry
 from tidegate.protocol.commands import Create, Payload
 from tidegate.protocol.model import STORED_EVENTS, EventType, UploadId
 from tidegate.protocol.results import Created
 from tidegate.stores.local import LocalStore
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tidegate(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command on the data; its exit code, output and errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run([*arguments, "--data", str(DATA)])
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return run
+from tidegate.testing.metadata.support import end_claim
 
 
 def lines(out: str) -> list[dict[str, Any]]:
@@ -60,9 +45,13 @@ def uploads() -> list[UploadId]:
                 assert isinstance(created, Created)
                 made.append(created.upload.id)
             first, second, third = await store.claim_events(0, 10, 0)
-            assert first.sequence < second.sequence < third.sequence
-            await store.postpone(second.sequence, None, done=["mail", "queue"])
-            await store.postpone(third.sequence, 4e9)
+            assert [line.upload_id for line in (first, second, third)] == made
+            told, kept = second.deliveries
+            told = told.after(["mail", "queue"], [Retry("hook", 40, None)])
+            await end_claim(store, second, given_up=[told], kept=[kept])
+            told, kept = third.deliveries
+            told = told.after([], [Retry("hook", 3, 4e9)])
+            await end_claim(store, third, kept=[told, kept], due_at=4e9)
 
     asyncio.run(work())
     return made
@@ -78,7 +67,9 @@ def test_a_list_of_all(tidegate: Command, uploads: Sequence[UploadId]) -> None:
     assert [f["given_up"] for f in found] == [False, False, True, False, False, False]
     assert found[2]["due_at"] is None
     assert found[2]["done"] == ["mail", "queue"]
-    assert (found[2]["attempts"], found[4]["due_at"]) == (1, 4e9)
+    assert [f["attempts"] for f in found] == [0, 0, 40, 0, 3, 0]
+    assert found[4]["due_at"] == 4e9
+    assert found[4]["retries"] == [{"sink": "hook", "attempts": 3, "due_at": 4e9}]
 
 
 def test_a_list_of_some(tidegate: Command, uploads: Sequence[UploadId]) -> None:
@@ -102,7 +93,7 @@ def test_a_table_for_people(tidegate: Command, uploads: Sequence[UploadId]) -> N
     head, *rows = out.splitlines()
     assert head.split() == "event failed type when upload next".split()
     assert len(rows) == 6
-    assert re.search(rf"1  created +\d\d-\d\d \d\d:\d\dZ  {uploads[1]}  given up *$", rows[2])
+    assert re.search(rf"40  created +\d\d-\d\d \d\d:\d\dZ  {uploads[1]}  given up *$", rows[2])
     assert re.search(rf"created .* {uploads[0]}  due", rows[0])
     assert re.search(rf"completed .* {uploads[0]}  waits", rows[1])
     assert re.search(rf"created .* {uploads[2]}  in \d+d", rows[4])
@@ -178,7 +169,7 @@ def test_a_sweep_writes_events_for_who_listens(
 ) -> None:
     """The server's own settings say who does; an application's callables no file knows of."""
     old = uploaded(b"old", length=9)
-    change(old.id, lambda record: replace(record, expires_at=1.0))
+    change(old.id, expires_at=1.0)
     Path("tidegate.toml").write_text(settings)
     code, out, _ = tidegate("sweep", *flags)
     assert (code, old.id in out) == (0, True)
@@ -192,19 +183,7 @@ def test_a_repair_writes_events_for_who_listens(
     """Of an upload that it completes, as the server would have."""
     monkeypatch.setenv("TIDEGATE_WEBHOOK", "http://e.org")
     upload = uploaded(b"abc", length=9)
-
-    async def die() -> None:
-        store = SQLiteMetadataStore(DATA / "tidegate.db")
-        await store.open(LocalStore(DATA).boot_id)
-        try:
-            grant = await store.acquire(upload.id)
-            with (DATA / str(upload.storage["incoming"])).open("ab") as file:
-                file.write(b"defghi")
-            store.abandon(grant.lease)  # type: ignore[union-attr]
-        finally:
-            await store.close()
-
-    asyncio.run(die())
+    die_writing(upload, b"defghi")
     assert tidegate("check", "--repair")[0] == 0
     (told,) = lines(tidegate("events", "list", "--json")[1])
     assert (told["upload"], told["type"]) == (upload.id, EventType.COMPLETED.value)

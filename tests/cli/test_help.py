@@ -48,7 +48,7 @@ Who may upload
 
 What is kept where
   --data URL               Bytes: folder, s3://BUCKET or memory: [tidegate-data]
-  --metadata URL           Records: a file, or sqlite:PATH [tidegate.db in data]
+  --metadata URL           File, postgresql: or redis: URL [tidegate.db in data]
   --file-name NAME         Of finished files: {year}/{id}{ext} [{shard}/{id}]
   --durability MODE        Survives a power cut: complete, ack, none [complete]
 

@@ -129,6 +129,20 @@ def test_what_is_no_request_has_a_line_too(tmp_path: Path) -> None:
     assert (line["status"], line["outcome"], line["method"]) == (400, "bad_request", "-")
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_stop_loses_no_line(tmp_path: Path, workers: str) -> None:
+    """Each answer that a client had before it has one, also those of the last milliseconds."""
+    ids = []
+    with ServerProcess(tmp_path / "data", "--log-format", "json", "--workers", workers) as server:
+        for _ in range(4):
+            with httpx.Client(headers=TUS) as client:
+                answers = [client.head(f"{server.url}nothing") for _ in range(50)]
+            ids += [answer.headers["X-Request-ID"] for answer in answers]
+        assert server.stop() == 0
+        told = [each["request_id"] for each in parsed(server.tail(10_000), "json")]
+    assert sorted(told) == sorted(ids)
+
+
 # --------------------------------------------------------------------------------- the handler
 
 
@@ -179,6 +193,19 @@ def test_the_two_forms() -> None:
         "upload": "a",
     }
     assert "\x1b[36mmethod\x1b[0m=\x1b[35mGET" in written("console", line(), colors=True)
+
+
+def test_lines_that_are_written_together_are_what_each_is_alone() -> None:
+    """To the byte, in their order; also where a line holds what begins and ends one."""
+    lines = [line(), line(path="/{a}"), line(metadata={"a": '{"b":1}\n{'}), line(upload="é")]
+    alone = [written("json", each) for each in lines]
+    assert written("json", *lines) == "".join(alone)
+    for text in alone:
+        start = '{"event":"request","level":"info","logger":"tidegate.access","timestamp":"2026-'
+        assert text.startswith(start)
+        assert (
+            text == json.dumps(json.loads(text), separators=(",", ":"), ensure_ascii=False) + "\n"
+        )
 
 
 HOSTILE = "/a\n2000-01-01 [info] forged\r\x1b[2J\x9b\u2028\u202e\x7f\ud800"

@@ -6,90 +6,23 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 
-import pytest
-from msgspec.structs import replace
+from tests.cli.stores import (
+    DATA,
+    Command,
+    change,
+    die_writing,
+    finished,
+    incoming,
+    records,
+    uploaded,
+    with_engine,
+)
 from tests.support.bodies import ScriptedBody
 
-from tidegate import cli
 from tidegate.engine.engine import Engine
-from tidegate.metadata.sqlite.store import SQLiteMetadataStore
-from tidegate.ports import BodyEnd, Change, Grant
-from tidegate.protocol.commands import Append, Create, Payload
-from tidegate.protocol.model import Upload, UploadId
-from tidegate.protocol.results import Created
-from tidegate.stores.local import LocalStore
-
-DATA = Path("data")
-
-
-def with_engine(work: Callable[[Engine], Awaitable[None]]) -> None:
-    """Let an engine work on the stores, and stop it in order."""
-
-    async def run() -> None:
-        DATA.mkdir(exist_ok=True)
-        metadata = SQLiteMetadataStore(DATA / "tidegate.db")
-        async with Engine(LocalStore(DATA), metadata, tending=False) as engine:
-            await work(engine)
-
-    asyncio.run(run())
-
-
-def uploaded(content: bytes, *, length: int) -> Upload:
-    """An upload of `length` bytes, of which `content` has come."""
-    made: list[Upload] = []
-
-    async def work(engine: Engine) -> None:
-        body = ScriptedBody(content)
-        command = Create(length=length, payload=Payload(length=len(content)))
-        result = await engine.handle(command, body)
-        assert isinstance(result, Created)
-        made.append(result.upload)
-
-    with_engine(work)
-    return made[0]
-
-
-def change(upload_id: UploadId, alter: Callable[[Upload], Upload]) -> None:
-    """Alter a record behind everyone's back."""
-
-    async def run() -> None:
-        store = SQLiteMetadataStore(DATA / "tidegate.db")
-        await store.open()
-        try:
-            grant = await store.acquire(upload_id)
-            assert isinstance(grant, Grant)
-            await store.commit(grant.lease, Change(upload=alter(grant.upload), release=True))
-        finally:
-            await store.close()
-
-    asyncio.run(run())
-
-
-def incoming(upload: Upload) -> Path:
-    return DATA / str(upload.storage["incoming"])
-
-
-def finished(upload: Upload) -> Path:
-    return DATA / str(upload.storage["finished"])
-
-
-@pytest.fixture
-def tidegate(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command on the data; its exit code, output and errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run([*arguments, "--data", str(DATA)])
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return run
-
-
-Command = Callable[..., tuple[int, str, str]]
+from tidegate.ports import BodyEnd, Grant
+from tidegate.protocol.commands import Append, Payload
 
 
 def test_nothing_is_swept_where_nothing_is(tidegate: Command) -> None:
@@ -107,7 +40,7 @@ def test_a_sweep_gives_up_what_expired(tidegate: Command) -> None:
     young = uploaded(b"young", length=9)
     whole = uploaded(b"whole", length=5)
     for upload in (old, whole):
-        change(upload.id, lambda record: replace(record, expires_at=1.0))
+        change(upload.id, expires_at=1.0)
     assert tidegate("sweep", "--dry-run")[:2] == (
         0,
         (
@@ -134,9 +67,9 @@ def test_a_sweep_gives_up_what_expired(tidegate: Command) -> None:
 
 def test_a_sweep_forgets_old_tombstones(tidegate: Command) -> None:
     upload = uploaded(b"old", length=9)
-    change(upload.id, lambda record: replace(record, expires_at=1.0))
+    change(upload.id, expires_at=1.0)
     tidegate("sweep")
-    change(upload.id, lambda record: replace(record, ended_at=1.0))
+    change(upload.id, ended_at=1.0)
     _, out, _ = tidegate("sweep")
     assert f"{upload.id}: forgotten" in out
     assert "0 uploads checked" in tidegate("check")[1]
@@ -168,16 +101,12 @@ def test_a_sweep_waits_for_none(tidegate: Command) -> None:
     uploaded(b"abc", length=9)
 
     async def meanwhile() -> None:
-        store = SQLiteMetadataStore(DATA / "tidegate.db")
-        await store.open()
-        try:
+        async with records() as store:
             assert await store.take_turn("sweep", time.time(), 60)
             code, _, err = await asyncio.to_thread(tidegate, "sweep")
             assert code == 1
             assert "at work already" in err
             assert (await asyncio.to_thread(tidegate, "sweep", "--dry-run"))[0] == 0
-        finally:
-            await store.close()
 
     asyncio.run(meanwhile())
 
@@ -227,20 +156,7 @@ def test_a_repair_cuts_off_what_never_counted(tidegate: Command) -> None:
 def test_a_repair_recovers_what_a_crash_left(tidegate: Command) -> None:
     """A server that died in an append that had all come: the upload is completed."""
     upload = uploaded(b"abc", length=9)
-
-    async def die() -> None:
-        store = SQLiteMetadataStore(DATA / "tidegate.db")
-        await store.open(LocalStore(DATA).boot_id)
-        try:
-            grant = await store.acquire(upload.id)
-            assert isinstance(grant, Grant)
-            with incoming(upload).open("ab") as file:
-                file.write(b"defghi")
-            store.abandon(grant.lease)
-        finally:
-            await store.close()
-
-    asyncio.run(die())
+    die_writing(upload, b"defghi")
     code, out, _ = tidegate("check")
     assert code == 1
     assert "was left in the middle by a server that died (not mended)" in out
@@ -252,7 +168,7 @@ def test_a_repair_recovers_what_a_crash_left(tidegate: Command) -> None:
 def test_a_repair_deletes_what_ended(tidegate: Command) -> None:
     upload = uploaded(b"abc", length=9)
     content = incoming(upload).read_bytes()
-    change(upload.id, lambda record: replace(record, expires_at=1.0))
+    change(upload.id, expires_at=1.0)
     tidegate("sweep")
     incoming(upload).write_bytes(content)
     assert "is expired, and still holds 3 bytes (mended)" in tidegate("check", "--repair")[1]
@@ -263,14 +179,10 @@ def test_what_is_in_use_is_left_alone(tidegate: Command) -> None:
     upload = uploaded(b"abc", length=9)
 
     async def meanwhile() -> None:
-        store = SQLiteMetadataStore(DATA / "tidegate.db")
-        await store.open()
-        try:
+        async with records() as store:
             assert isinstance(await store.acquire(upload.id), Grant)
             for repair in ((), ("--repair",)):
                 _, out, _ = await asyncio.to_thread(tidegate, "check", *repair)
                 assert out.startswith("1 uploads checked, 1 left alone (in use), 0 findings")
-        finally:
-            await store.close()
 
     asyncio.run(meanwhile())

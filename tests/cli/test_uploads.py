@@ -7,43 +7,18 @@ import base64
 import io
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from msgspec.structs import replace
-from tests.support.bodies import ScriptedBody
+from tests.cli.stores import DATA, Command, change, create, records, with_engine
 from tests.support.exchange import STREAM, TUS
 from tests.support.server import ServerProcess
 
-from tidegate import cli
 from tidegate.cli import offline
 from tidegate.cli.ls import age, short
 from tidegate.engine.engine import Engine
-from tidegate.metadata.sqlite.store import SQLiteMetadataStore
-from tidegate.ports import Change, Grant
-from tidegate.protocol.commands import Create, Payload
 from tidegate.protocol.model import EventType, Kind, Upload, UploadId
-from tidegate.protocol.results import Created
-from tidegate.stores.local import LocalStore
-
-DATA = Path("data")
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tidegate(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command on the data; its exit code, output and errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run([*arguments, "--data", str(DATA)])
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return run
 
 
 def name(text: str) -> str:
@@ -52,44 +27,16 @@ def name(text: str) -> str:
 
 def made(*creations: tuple[bytes, int | None, str], kind: Kind = Kind.REGULAR) -> list[Upload]:
     """Uploads: what came of each, its length, its metadata."""
+    found: list[Upload] = []
 
-    async def run() -> list[Upload]:
-        DATA.mkdir(exist_ok=True)
-        found: list[Upload] = []
-        metadata = SQLiteMetadataStore(DATA / "tidegate.db")
-        async with Engine(LocalStore(DATA), metadata, tending=False) as engine:
-            for content, length, said in creations:
-                command = Create(
-                    kind=kind,
-                    length=length,
-                    deferred=length is None,
-                    metadata=said,
-                    concat="partial" if kind is Kind.PARTIAL else "",
-                    payload=Payload(length=len(content)),
-                )
-                result = await engine.handle(command, ScriptedBody(content))
-                assert isinstance(result, Created)
-                found.append(result.upload)
-        return found
+    async def work(engine: Engine) -> None:
+        concat = "partial" if kind is Kind.PARTIAL else ""
+        for content, length, said in creations:
+            fields = {"metadata": said, "kind": kind, "concat": concat}
+            found.append(await create(engine, content, length, **fields))
 
-    return asyncio.run(run())
-
-
-def change(upload_id: UploadId, **fields: Any) -> None:
-    """Alter a record behind everyone's back."""
-
-    async def run() -> None:
-        store = SQLiteMetadataStore(DATA / "tidegate.db")
-        await store.open()
-        try:
-            grant = await store.acquire(upload_id)
-            assert isinstance(grant, Grant)
-            changed = Change(upload=replace(grant.upload, **fields), release=True)
-            await store.commit(grant.lease, changed)
-        finally:
-            await store.close()
-
-    asyncio.run(run())
+    with_engine(work)
+    return found
 
 
 def ids(out: str) -> list[str]:
@@ -269,13 +216,9 @@ def test_an_id_may_begin_with_a_hyphen(tidegate: Command, upload_id: str) -> Non
 
 def events() -> list[tuple[EventType, UploadId]]:
     async def run() -> list[tuple[EventType, UploadId]]:
-        store = SQLiteMetadataStore(DATA / "tidegate.db")
-        await store.open()
-        try:
+        async with records() as store:
             kept = [each.delivery.event async for each in store.events()]
             return [(event.type, event.upload.id) for event in kept]
-        finally:
-            await store.close()
 
     return asyncio.run(run())
 

@@ -8,6 +8,7 @@ from tests.engine.stage import Stage, beside, reached, refused, sha1, until
 from tests.support.bodies import Pause
 
 from tidegate.engine import append as engine_append
+from tidegate.engine.tending import sync_all
 from tidegate.ports import (
     BodyEnd,
     DataError,
@@ -532,7 +533,7 @@ async def test_a_sync_that_fails_behind_the_writer(error: DataError, noticed: st
     async with Stage(checkpoint_bytes=1).open() as s, beside() as start:
         upload, pause, go = await s.create(None, b"ab"), Pause(), Pause()
         # What came with the creation is not synced yet: make it so.
-        await s.engine._sync_all()
+        await sync_all(s.engine._core)
         assert s.record(upload.id).synced_offset == 2
         s.data.faults.fail("sync", error)
         steps = {"by the next chunk": [b"d", b"e"], "at the end": [], "by a refusal": [b"defghij"]}

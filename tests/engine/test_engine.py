@@ -10,6 +10,7 @@ from tests.support.faulty import FaultyMetadata, FaultyStore
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
+from tidegate.engine.tending import sync_all
 from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.ports import (
     DataError,
@@ -132,7 +133,7 @@ async def test_a_sync_that_fails_at_the_stop_takes_the_upload_back() -> None:
     stage = Stage()
     async with stage.open() as s:
         upload = await s.create(10, b"abc")
-        await s.engine._sync_all()
+        await sync_all(s.engine._core)
         await s.append(upload.id, 3, b"def")
         s.data.faults.fail("sync", SyncFailedError("bad"))
     record = s.record(upload.id)
@@ -162,10 +163,10 @@ async def test_what_is_to_be_synced_may_be_gone_or_in_use() -> None:
         core.unsynced |= {done.id, upload.id}
         del s.records._records[upload.id]
         held = await s.records.acquire(other.id)
-        await s.engine._sync_all()
+        await sync_all(s.engine._core)
         assert core.unsynced == {other.id}
         await s.records.release(held.lease)  # type: ignore[union-attr]
-        await s.engine._sync_all()
+        await sync_all(s.engine._core)
         assert s.record(other.id).synced_offset == 3
         assert not core.unsynced
 

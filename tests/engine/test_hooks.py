@@ -11,6 +11,7 @@ from tests.engine.stage import Stage, beside, by_token, reached, refused, sha1, 
 
 from tidegate.engine.check import Checked
 from tidegate.engine.core import DAY
+from tidegate.engine.tending import complete_all
 from tidegate.hooks import (
     Bytes,
     Changes,
@@ -329,7 +330,7 @@ async def test_a_creation_without_an_answer_leaves_nothing(how: str) -> None:
             await _refuse(s, how)
         assert not s.records._records
         assert not s.bytes._uploads
-        await s.engine._complete_all()
+        await complete_all(s.engine._core)
         assert not s.engine._core.put_off
 
 
@@ -371,7 +372,7 @@ async def test_who_holds_it_is_left_alone_meanwhile() -> None:
         made = await s.create(3)
         request = start(s.append, made.id, 0, b"abc")
         await reached(judge.held)
-        await s.engine._complete_all()
+        await complete_all(s.engine._core)
         assert s.engine._core.put_off == {made.id}
         judge.go.set()
         assert (await request.answer()).complete

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from tests.support.bodies import ScriptedBody
 from tests.support.faulty import FaultyStore
 
+from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.engine.measured import measured_data, measured_metadata
 from tidegate.measures import (
@@ -285,3 +286,27 @@ async def test_a_store_that_has_a_probe_is_probed() -> None:
         await engine.probe_data()
         await engine.probe_metadata()
     assert probed == ["data", "metadata"]
+
+
+async def test_a_small_upload_with_a_name_of_its_own_is_counted_where_it_is_stored(
+    tmp_path: Path,
+) -> None:
+    """After its record: somebody else's may be called so."""
+    measures = Measures()
+    settings = Settings(new_id=lambda _: "mine")
+    engine = Engine(
+        LocalStore(tmp_path),
+        MemoryMetadataStore(),
+        settings=settings,
+        measures=measures,
+        tending=False,
+    )
+    async with engine:
+        made = await engine.handle(
+            Create(length=3, payload=Payload(length=3)), ScriptedBody(b"abc")
+        )
+    assert isinstance(made, Created)
+    assert made.upload.complete
+    cells = measures.totals()
+    start = CALL_SECONDS.cell("data", "store_whole")
+    assert sum(cells[start : start + CALL_SECONDS.width - 1]) == 1

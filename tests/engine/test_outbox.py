@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
@@ -20,12 +21,14 @@ from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import (
     Delivery,
     DeliveryError,
+    Line,
     MetadataStore,
+    Retry,
     UnavailableError,
     Undelivered,
 )
 from tidegate.protocol.commands import Create, Payload
-from tidegate.protocol.model import STORED_EVENTS, EventType, State
+from tidegate.protocol.model import STORED_EVENTS, Event, EventType, State, Upload, UploadId
 from tidegate.stores.memory import MemoryStore
 from tidegate.testing import FakeClock
 
@@ -81,15 +84,20 @@ class Sink:
         return [delivery.event.type for delivery in self.told]
 
 
-def stage(*sinks: Sink) -> Stage:
+def stage(*sinks: Sink, expire_after: float = 100) -> Stage:
     """A stage on which delays are no longer than they are said to be."""
-    made = Stage(sinks=sinks)
+    made = Stage(sinks=sinks, options={"expire_after": expire_after})
     made.engine._outbox._chance = lambda: 0.0
     return made
 
 
 async def kept(s: Stage) -> list[Undelivered]:
     return [event async for event in s.records.events()]
+
+
+async def nothing_claimed(s: Stage) -> None:
+    """Wait until what became of all that was told is noted."""
+    await until(lambda: not any(line.claimed for line in s.records._lines.values()))
 
 
 async def test_events_are_told_in_order_with_the_record() -> None:
@@ -164,7 +172,7 @@ async def test_what_failed_is_told_again_later_and_holds_up_what_follows() -> No
     sink.fails = lambda delivery: delivery.event.type is EventType.CREATED
     async with stage(sink).open() as s:
         first = await s.create(3, b"abc")
-        await until(lambda: any(t.attempts for t in s.records._events.values()))
+        await until(lambda: any(t.delivery.attempts for t in s.records._events.values()))
         other = sink.fails
         sink.fails = lambda _: False
         second = await s.create(3, b"abc")
@@ -174,7 +182,7 @@ async def test_what_failed_is_told_again_later_and_holds_up_what_follows() -> No
         delays = []
         for attempt in range(2, 6):
             before = s.clock.now()
-            while next(iter(s.records._events.values())).attempts < attempt:
+            while next(iter(s.records._events.values())).delivery.attempts < attempt:
                 s.clock.advance(0.5)
                 await s.engine._outbox.deliver_due()
             delays.append(s.clock.now() - before)
@@ -200,7 +208,7 @@ async def test_what_failed_together_does_not_come_back_together() -> None:
         for _ in range(3):
             await s.create(3)
         await until(lambda: sink.calls == 3)
-        await until(lambda: all(t.attempts for t in s.records._events.values()))
+        await until(lambda: all(t.delivery.attempts for t in s.records._events.values()))
         delays = [(k.due_at or 0) - s.clock.now() for k in await kept(s)]
         assert sorted(delays) == [1.0, 1.125, 1.25]
 
@@ -213,14 +221,15 @@ async def test_delays_have_their_longest_and_then_it_is_given_up(
     sink.fails = lambda delivery: delivery.event.type is EventType.CREATED
     async with stage(sink).open() as s:
         await s.create(3, b"abc")
+        await until(lambda: sink.calls == 1)
         began = s.clock.now()
         while not any(k.given_up for k in await kept(s)):
             await s.engine._outbox.deliver_due()
+            await nothing_claimed(s)
             s.clock.advance(60)
         assert 24 < (s.clock.now() - began) / 3600 < 30
-        assert sink.calls == outbox.GIVE_UP_AFTER
-        # What follows it is told.
-        await s.engine._outbox.deliver_due()
+        # What follows it is told, at once.
+        assert sink.calls == outbox.GIVE_UP_AFTER + 1
         assert sink.types_told == [EventType.COMPLETED]
         (left,) = await kept(s)
         assert (left.due_at, left.delivery.attempts) == (None, outbox.GIVE_UP_AFTER)
@@ -241,7 +250,7 @@ async def test_only_those_that_failed_are_told_again() -> None:
     async with s.open():
         await s.create(3)
         await until(lambda: bad.calls == 1)
-        await until(lambda: all(t.attempts for t in s.records._events.values()))
+        await until(lambda: all(t.delivery.attempts for t in s.records._events.values()))
         (left,) = await kept(s)
         assert left.delivery.done == ("good",)
         s.clock.advance(1)
@@ -255,7 +264,7 @@ async def test_a_sink_may_ask_for_time() -> None:
     sink.fails, sink.failure = lambda _: True, DeliveryError("busy", retry_after=500)
     async with stage(sink).open() as s:
         await s.create(3)
-        await until(lambda: all(t.attempts for t in s.records._events.values()))
+        await until(lambda: all(t.delivery.attempts for t in s.records._events.values()))
         (left,) = await kept(s)
         assert left.due_at == s.clock.now() + 500
         sink.failure = DeliveryError("busy", retry_after=1e9)
@@ -266,20 +275,135 @@ async def test_a_sink_may_ask_for_time() -> None:
 
 
 async def test_what_will_never_be_taken_is_given_up_at_once() -> None:
-    """But not while another sink may take it yet."""
+    """By who does not take it; another sink may take it yet."""
     gone, away = Sink("gone"), Sink("away")
     gone.fails = away.fails = lambda _: True
     gone.failure = DeliveryError("gone", final=True)
     async with stage(gone, away).open() as s:
         await s.create(3)
-        await until(lambda: all(t.attempts for t in s.records._events.values()))
-        assert not (await kept(s))[0].given_up
+        await until(lambda: all(t.delivery.attempts for t in s.records._events.values()))
+        (left,) = await kept(s)
+        assert not left.given_up
+        assert {(r.sink, r.due_at is None) for r in left.delivery.retries} == {
+            ("gone", True),
+            ("away", False),
+        }
         away.fails = lambda _: False
         s.clock.advance(1)
         await s.engine._outbox.deliver_due()
         (left,) = await kept(s)
         assert left.given_up
         assert left.delivery.done == ("away",)
+        assert (gone.calls, away.calls) == (1, 2)
+
+
+async def test_a_sink_that_fails_holds_up_no_other_sink() -> None:
+    """It is away for a day: the others are told at once, and it of all, in order, when it is back."""
+    away, other = Sink("away"), Sink("other")
+    away.fails = lambda _: True
+    async with stage(away, other, expire_after=1e6).open() as s:
+        upload = await s.create(3)
+        await until(lambda: other.types_told == [EventType.CREATED])
+        await nothing_claimed(s)
+        for _ in range(12):
+            s.clock.advance(7200)
+            await s.engine._outbox.deliver_due()
+        await s.append(upload.id, 0, b"abc")
+        await until(lambda: other.types_told == [EventType.CREATED, EventType.COMPLETED])
+        await s.delete(upload.id)
+        await until(lambda: len(other.told) == 3)
+        assert [d.attempts for d in other.told] == [0, 0, 0]
+        assert not away.told
+        # Only its first is tried, and that not before its time.
+        await nothing_claimed(s)
+        first, *others = await kept(s)
+        assert [r.sink for r in first.delivery.retries] == ["away"]
+        assert [each.delivery.retries for each in others] == [(), ()]
+        assert [each.delivery.done for each in (first, *others)] == [("other",)] * 3
+        calls = away.calls
+        assert await s.engine._outbox.deliver_due() == 0
+        away.fails = lambda _: False
+        s.clock.advance(3600)
+        await s.engine._outbox.deliver_due()
+        assert away.types_told == [EventType.CREATED, EventType.COMPLETED, EventType.TERMINATED]
+        assert [d.attempts for d in away.told] == [13, 0, 0]
+        assert away.calls == calls + 3
+        assert await kept(s) == []
+        assert other.calls == 3
+
+
+async def test_each_sink_has_its_own_delays() -> None:
+    """One that fails once is told again a second later, however long another one has failed."""
+    away, other = Sink("away"), Sink("other")
+    away.fails = lambda _: True
+    async with stage(away, other, expire_after=1e6).open() as s:
+        upload = await s.create(3)
+        await until(lambda: len(other.told) == 1)
+        await nothing_claimed(s)
+        for _ in range(12):
+            s.clock.advance(7200)
+            await s.engine._outbox.deliver_due()
+        failing = iter([True])
+        other.fails = lambda _: next(failing, False)
+        await s.append(upload.id, 0, b"abc")
+        await until(lambda: other.calls == 2)
+        await nothing_claimed(s)
+        assert (await kept(s))[0].due_at == s.clock.now() + 1
+        calls = away.calls
+        s.clock.advance(1)
+        await s.engine._outbox.deliver_due()
+        assert other.types_told == [EventType.CREATED, EventType.COMPLETED]
+        assert other.told[-1].attempts == 1
+        assert away.calls == calls
+        assert (await kept(s))[0].due_at == s.clock.now() - 1 + 3600
+
+
+async def test_what_was_given_up_for_one_is_not_for_another() -> None:
+    """Each goes on with what follows when it has an event, or when that is given up for it."""
+    gone, away = Sink("gone"), Sink("away")
+    gone.failure = DeliveryError("never", final=True)
+    gone.fails = lambda delivery: delivery.event.type is EventType.CREATED
+    away.fails = gone.fails
+    async with stage(gone, away).open() as s:
+        await s.create(3, b"abc")
+        await until(lambda: gone.types_told == [EventType.COMPLETED])
+        await nothing_claimed(s)
+        assert [each.given_up for each in await kept(s)] == [False, False]
+        assert not away.told
+        away.fails = lambda _: False
+        s.clock.advance(1)
+        await s.engine._outbox.deliver_due()
+        assert away.types_told == [EventType.CREATED, EventType.COMPLETED]
+        (left,) = await kept(s)
+        assert left.given_up
+        assert left.delivery.done == ("away",)
+        # A replay is for all.
+        gone.fails = lambda _: False
+        assert await s.records.replay(left.delivery.sequence)
+        await s.engine._outbox.deliver_due()
+        assert gone.types_told == [EventType.COMPLETED, EventType.CREATED]
+        assert await kept(s) == []
+
+
+async def test_a_line_that_takes_long_is_claimed_again() -> None:
+    """No delivery is begun that may outlast the claim, and none before the one before is noted."""
+    slow, quick = Sink("slow"), Sink("quick")
+
+    async def take_long(_: Delivery) -> None:
+        s.clock.advance(outbox.CLAIM_BEYOND)
+
+    slow.before = take_long
+    async with (s := stage(slow, quick)).open():
+        s.metadata.faults.fail("claim_events", UnavailableError("away"), times=1)
+        upload = await s.create(3, b"abc")
+        await s.delete(upload.id)
+        s.engine._outbox.wake()
+        await until(lambda: not s.records._events)
+        assert slow.types_told == [EventType.CREATED, EventType.COMPLETED, EventType.TERMINATED]
+        assert quick.types_told == slow.types_told
+        assert (slow.calls, quick.calls) == (3, 3)
+        claims = [name for name in s.metadata.faults.calls if name == "end_claims"]
+        assert len(claims) == 3
 
 
 async def test_a_sink_that_hangs_holds_up_no_other_upload() -> None:
@@ -296,7 +420,7 @@ async def test_a_sink_that_hangs_holds_up_no_other_upload() -> None:
         for _ in range(count):
             await s.create(3)
         await until(lambda: len(other.told) == count)
-        await until(lambda: all(t.attempts for t in s.records._events.values()))
+        await until(lambda: all(t.delivery.attempts for t in s.records._events.values()))
         assert hanging.calls < count
         calls = hanging.calls
         s.clock.advance(outbox.REST - 1)
@@ -331,12 +455,53 @@ async def test_uploads_are_told_of_at_once_with_a_limit() -> None:
             assert types == [EventType.CREATED, EventType.COMPLETED]
 
 
-@pytest.mark.parametrize("call", ["claim_events", "acknowledge", "postpone"])
-async def test_records_that_fail_delay_events(call: str) -> None:
+async def test_what_is_told_at_once_is_forgotten_at_once() -> None:
+    """A sink that takes no time costs neither a task nor a transaction for each event."""
     sink = Sink()
-    failing = iter([True])
-    if call == "postpone":
-        sink.fails = lambda _: next(failing, False)
+    tasks: set[int] = set()
+
+    async def note(_: Delivery) -> None:
+        tasks.add(id(asyncio.current_task()))
+
+    sink.before = note
+    s = stage(sink)
+    s.engine._tending = False
+    async with s.engine:
+        for _ in range(5):
+            await s.create(3, b"abc")
+        s.engine._core.spawn(s.engine._outbox.run)
+        await until(lambda: len(sink.told) == 10 and not s.records._events)
+        assert s.metadata.faults.calls.count("end_claims") == 2
+    assert len(tasks) <= 2
+
+
+async def test_who_waits_for_one_sink_tells_others_meanwhile() -> None:
+    """Also when it is not the first of those that were claimed together."""
+    sink = Sink()
+    first: list[str] = []
+
+    async def wait_for_the_first(delivery: Delivery) -> None:
+        first.append(delivery.event.upload.id)
+        if len(first) == 2:
+            await anyio.sleep_forever()
+
+    sink.before = wait_for_the_first
+    s = stage(sink)
+    s.engine._tending = False
+    async with s.engine:
+        for _ in range(4):
+            await s.create(3)
+        s.engine._core.spawn(s.engine._outbox.run)
+        await until(lambda: len(sink.told) == 3 and len(s.records._events) == 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "fails"), [("claim_events", False), ("end_claims", False), ("end_claims", True)]
+)
+async def test_records_that_fail_delay_events(call: str, *, fails: bool) -> None:
+    sink = Sink()
+    failing = iter([fails])
+    sink.fails = lambda _: next(failing, False)
     async with stage(sink).open() as s:
         s.metadata.faults.fail(call, UnavailableError("away"))
         await s.create(3)
@@ -352,7 +517,7 @@ async def test_what_a_dead_server_had_claimed_is_told_again() -> None:
     sink = Sink()
     before = stage(sink)
     async with before.open() as s:
-        s.metadata.faults.fail("acknowledge", UnavailableError("away"), times=9)
+        s.metadata.faults.fail("end_claims", UnavailableError("away"), times=9)
         await s.create(3)
         await until(lambda: bool(sink.told))
         s.die()
@@ -383,39 +548,43 @@ async def test_what_was_told_at_a_stop_is_not_told_again() -> None:
     sink = Sink()
     before = stage(sink)
     async with before.open() as s:
-        gate = s.metadata.faults.hold("acknowledge")
+        gate = s.metadata.faults.hold("end_claims")
         await s.create(3)
         await reached(gate.reached)
     assert not before.records._events
     assert len(sink.told) == 1
 
 
-async def test_a_claim_that_ran_out_is_someone_elses() -> None:
-    """We were paused: another server may be telling it by now, and says how that went."""
+async def test_a_claim_that_ran_out_is_someone_elses(caplog: pytest.LogCaptureFixture) -> None:
+    """We were paused: another server is telling it by now, and says how that went."""
     sink = Sink()
 
     async def slow(_: Delivery) -> None:
         if sink.calls == 1:
             s.clock.advance(CLAIM_FOR)
+            s.engine._outbox.wake()
+            await until(lambda: len(sink.told) == 1)
 
     sink.before = slow
     s = stage(sink)
     async with s.open():
         await s.create(3)
         await until(lambda: len(sink.told) == 2 and not s.records._events)
-        assert s.metadata.faults.calls.count("acknowledge") == 1
+        assert [d.attempts for d in sink.told] == [0, 0]
+        assert "took longer than its claim" in caplog.text
 
 
-async def test_a_stop_notes_nothing_of_a_claim_that_ran_out() -> None:
+async def test_a_claim_that_ran_out_and_is_nobodys_is_ended_at_a_stop() -> None:
     sink = Sink()
     sink.before = lambda _: anyio.sleep_forever()
     before = stage(sink)
     async with before.open() as s:
         await s.create(3)
         await until(lambda: sink.at_work == 1)
+        s.metadata.faults.fail("claim_events", UnavailableError("away"), times=99)
         s.clock.advance(CLAIM_FOR)
-    assert "postpone" not in before.metadata.faults.calls
-    assert len(before.records._events) == 1
+    (line,) = await before.records.claim_events(0, 1, 1)
+    assert [delivery.attempts for delivery in line.deliveries] == [0]
 
 
 async def test_it_looks_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,3 +650,26 @@ async def test_two_servers_tell_each_event_once(tmp_path: Path) -> None:
 
 async def _nothing_left(records: MetadataStore) -> bool:
     return not [event async for event in records.events()]
+
+
+async def test_each_sink_is_told_how_often_it_failed_itself() -> None:
+    """Not how often another one did."""
+    due = Retry("other", 2, 0.0)
+    upload = Upload(id=UploadId("one"), created_at=0, active_at=0)
+    event = Event(type=EventType.CREATED, at=0, upload=upload)
+    standing = outbox._Standing(Delivery(1, event, 2, retries=(due,)))
+    assert standing.for_sink(Sink("other")).attempts == 2
+    assert standing.for_sink(Sink("sink")).attempts == 0
+
+
+async def test_what_nobody_tells_yet_at_a_stop_is_let_go() -> None:
+    """The next server need not wait for the claim to run out."""
+    sink = Sink()
+    async with stage(sink).open() as s:
+        await s.create(3)
+        await until(lambda: len(sink.told) == 1 and not s.records._events)
+        line = Line(UploadId("gone"), 1.0, ())
+        s.engine._outbox._claimed.append((line, 1.0))
+        await s.engine._outbox._let_go()
+        assert not s.engine._outbox._claimed
+        assert s.metadata.faults.calls[-1] == "end_claims"

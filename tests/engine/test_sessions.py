@@ -10,11 +10,14 @@ from tests.engine.stage import Stage, beside, reached, refused, sha1, until
 from tests.support.bodies import Pause
 from tests.support.faulty import FaultyPieceStore
 
+from tidegate.engine import sessions
+from tidegate.engine.tending import complete_all, sync_all
 from tidegate.hooks import Hooks
 from tidegate.ports import (
     BytesBusyError,
     DataError,
     Durability,
+    Grant,
     Hold,
     SyncFailedError,
     UnavailableError,
@@ -39,7 +42,7 @@ async def _crashed(
     async with stage.open() as s, beside() as start:
         upload, pause = await s.create(length, b"ab"), Pause()
         if synced:  # else the next engine sees to it at once
-            await s.engine._sync_all()
+            await sync_all(s.engine._core)
         start(
             s.append,
             upload.id,
@@ -255,6 +258,28 @@ async def test_a_writer_that_does_not_let_go(ask: str) -> None:
         assert (await request.answer()).offset == 2
 
 
+async def test_who_was_quicker_is_asked_to_let_go_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As among servers that share the records: somebody else got what we had asked for."""
+
+    async def wait_in_vain(_: UploadId, timeout: float) -> None:
+        await anyio.sleep(timeout)
+
+    monkeypatch.setattr(sessions, "ASK_AGAIN", 0.01)
+    async with Stage(lease_wait=20.0).open() as s, beside() as start:
+        upload = await s.create(2, b"a")
+        monkeypatch.setattr(s.metadata, "wait_released", wait_in_vain)
+        holders = [await s.records.acquire(upload.id)]
+        request = start(s.append, upload.id, 1, b"b")
+        for _ in range(2):
+            holder = holders[-1]
+            assert isinstance(holder, Grant)
+            await reached(holder.wanted)
+            await s.records.release(holder.lease)
+            if len(holders) == 1:
+                holders.append(await s.records.acquire(upload.id))
+        assert (await request.answer()).complete
+
+
 @pytest.mark.parametrize("error", [None, UnavailableError("away")])
 async def test_a_writer_far_from_its_pieces_is_given_up(error: Exception | None) -> None:
     """What it has stored counts if that can be said; whoever asked gets the upload in any case."""
@@ -296,6 +321,40 @@ async def test_a_hook_that_is_asked_about_pieces_is_waited_for() -> None:
         answer.set()
         assert (await request.answer()).complete
         assert (await other.answer()).complete
+
+
+async def test_a_hook_that_is_asked_behind_the_requests_is_waited_for() -> None:
+    """Also while the pieces can't be reached, which may be over when it has answered."""
+    probes, asks, answer = 0, 0, anyio.Event()
+
+    class CutOff(FaultyPieceStore):
+        async def probe(self) -> None:
+            nonlocal probes
+            if asks == 2:
+                probes += 1
+                raise DataError("away")
+
+    async def before_complete(*_: object) -> None:
+        nonlocal asks
+        asks += 1
+        if asks == 1:
+            raise RuntimeError("ask again")
+        await answer.wait()
+
+    hooks = {"hooks": Hooks(before_complete=before_complete)}
+    async with (
+        Stage(store=CutOff, let_go_within=0.0, options=hooks).open() as s,
+        beside() as start,
+    ):
+        upload = await s.create(2)
+        async with refused(Code.UNAVAILABLE):
+            await s.append(upload.id, 0, b"ab")
+        behind = start(complete_all, s.engine._core)
+        await until(lambda: asks == 2 and probes > 2)
+        assert not behind.done.is_set()
+        answer.set()
+        await behind.answer()
+        assert s.record(upload.id).complete
 
 
 async def test_what_cannot_be_accepted_does_not_disturb_the_writer() -> None:

@@ -55,7 +55,8 @@ async def test_what_expired_is_given_up() -> None:
         async with refused(Code.GONE):
             await s.append(old.id, 3, b"d")
         assert (await _swept(s)).expired == []
-        await s.engine._outbox.deliver_due()
+        while await s.engine._outbox.deliver_due():
+            pass
     assert EventType.EXPIRED in [d.event.type for d in told if d.event.upload.id == old.id]
 
 

@@ -22,6 +22,8 @@ from tidegate.protocol.model import Kind, State, Upload
 from tidegate.stores.local import LocalStore
 from tidegate.transports.asgi import Tidegate
 
+SWEPT_WITHIN: Final = 20.0
+"""Seconds in which all that may go has gone."""
 DELIVERED_WITHIN: Final = 60.0
 LATER: Final = 1e8
 """Seconds, after which all that can expire did."""
@@ -173,16 +175,15 @@ class Audit:
     async def _sweep(self, before: dict[str, Upload]) -> None:
         """All that may go goes, and nothing else; bytes without a record are not left."""
         async with self._server(LATER) as server:
-            again = True
-            while again:
+            deadline = time.monotonic() + SWEPT_WITHIN
+            # The server's own sweep may hold what this one would deal with.
+            while self._to_sweep(await self._records()) and time.monotonic() < deadline:
                 swept = await server.engine.sweep()
-                if swept is None:  # the server's own is at work
-                    await asyncio.sleep(0.01)
-                    continue
-                if swept.failed:
+                if swept is not None and swept.failed:
                     self.broken.append(f"sweep: {swept.failed}")
                     return
-                again = bool(swept.expired or swept.forgotten)
+                await asyncio.sleep(0.01)
+            await server.engine.sweep()
         after = await self._records()
         kept = {
             upload.id
@@ -191,10 +192,14 @@ class Audit:
         }
         if lost := kept - after.keys():
             self.broken.append(f"complete uploads were swept: {lost}")
-        # What was whole before the last start, and only its record did not say so yet.
-        if left := [one for one in after.values() if not one.complete or one.kind is Kind.PARTIAL]:
+        if left := self._to_sweep(after):
             self.broken.append(f"not swept: {left}")
         await self._check_files(after)
+
+    @staticmethod
+    def _to_sweep(records: dict[str, Upload]) -> list[Upload]:
+        """All but what was whole before the last start, though perhaps its record did not say so."""
+        return [one for one in records.values() if not one.complete or one.kind is Kind.PARTIAL]
 
     async def _check_files(self, records: dict[str, Upload]) -> None:
         data = Path(self._config["data"])

@@ -29,6 +29,8 @@ from tests.faults.client import Client
 from tests.faults.prey import Command, Nursery, Prey
 from tests.faults.sea import Broken
 
+from tidegate.config import Transport
+
 TOURS: Final = 10
 """Uploads, or groups of them, at a time."""
 ROUND: Final = 500
@@ -66,7 +68,15 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in sorted(counter.items()))
 
 
-async def run(folder: Path, *, seed: int, kills: int, workers: int, command: bool) -> Report:
+async def run(
+    folder: Path,
+    *,
+    seed: int,
+    kills: int,
+    workers: int,
+    transport: Transport = "native",
+    command: bool,
+) -> Report:
     """Kill a server so many times while it is used, then audit what is left.
 
     With `command` it is `tidegate serve`; without, servers forked by a nursery.
@@ -75,12 +85,14 @@ async def run(folder: Path, *, seed: int, kills: int, workers: int, command: boo
     began = time.monotonic()
     rng = random.Random(f"{seed} kills")
     if command:
-        real = Command(folder, workers=workers, expire_after=EXPIRE_AFTER)
+        real = Command(folder, workers=workers, transport=transport, expire_after=EXPIRE_AFTER)
         async with real:
             client = await _hunt(real, report, rng, folder, kills=kills)
     else:
         lives = random.Random(f"{seed} lives")
-        nursery = Nursery(folder, lives, workers=workers, expire_after=EXPIRE_AFTER)
+        nursery = Nursery(
+            folder, lives, workers=workers, transport=transport, expire_after=EXPIRE_AFTER
+        )
         async with nursery:
             client = await _hunt(nursery, report, rng, folder, kills=kills)
     if not report.broken:
@@ -157,6 +169,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     amount.add_argument("--kills", type=int, default=ROUND, help="how many kills")
     parser.add_argument("--seed", type=int, help="of the first round; the next has the next")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--transport", choices=("native", "asgi"), default="native")
     parser.add_argument("--command", action="store_true", help="tidegate serve, not forked servers")
     parser.add_argument("--folder", help="where the data goes, and stays; else it is deleted")
     return parser.parse_args(argv)
@@ -180,6 +193,7 @@ def main(argv: list[str]) -> int:
                     seed=seed,
                     kills=kills,
                     workers=options.workers,
+                    transport=options.transport,
                     command=options.command,
                 )
             )

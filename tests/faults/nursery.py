@@ -1,7 +1,7 @@
 """A process that has tidegate loaded and forks a server when told to: a new life costs some 30 ms.
 
 Run as `python -m tests.faults.nursery CONFIG`, where CONFIG is JSON: `data`, `database`, `events`,
-`base_path`. It listens itself and its children accept, as the workers of a real server do, so that
+`base_path`, `transport`. It listens itself and its children accept, as the workers of a real server do, so that
 a client that comes while all are dead waits for the next one.
 
 On its standard input, one JSON array per line:
@@ -107,6 +107,7 @@ def _live(listener: socket.socket, config: dict[str, Any], settings: dict[str, A
         [listener],
         announce=lambda: None,
         tls=None,
+        transport=config["transport"],
         shutdown_timeout=5.0,
     )
 

@@ -31,8 +31,9 @@ from tests.support.disk_trace import Happening, Stack, Sync, Tracer, product_sta
 
 from tidegate.metadata.sqlite import schema as sqlite_schema
 from tidegate.metadata.sqlite import writer as sqlite_writer
+from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Durability, UnavailableError
-from tidegate.protocol.errors import Code, Refusal
+from tidegate.protocol.errors import Code, Denied, Refusal
 from tidegate.protocol.model import Kind
 from tidegate.stores import disk
 from tidegate.stores.tree import Tree
@@ -51,6 +52,8 @@ class Trace:
     checkpoint: int
     template: str
     """By which the server names files after the loss of power."""
+    hooked: bool
+    """Whether a hook is asked about whole uploads."""
     happened: list[Happening]
     contents: dict[str, Content]
 
@@ -241,6 +244,40 @@ async def unsynced(client: Client) -> None:
 
 
 @scenario
+async def hooked(client: Client) -> None:
+    """Uploads that a hook is asked about: it agrees, refuses, puts them off, and dies meanwhile."""
+    answers: list[BaseException | None] = []
+
+    def decide(key: str) -> None:
+        answer = answers.pop(0)
+        if isinstance(answer, Denied) and answer.lasting:
+            client.tracer.note("to end", key)
+        if answer is not None:
+            raise answer
+
+    client.decide = decide
+    async with client.server():
+        answers[:] = [None]
+        await client.create("hook-a", 5 * CHUNK)
+        await client.append("hook-a", 0, 3 * CHUNK)
+        await client.append("hook-a", 3 * CHUNK)
+        answers[:] = [None]
+        await client.create("hook-b", 2 * CHUNK, sends=2 * CHUNK)
+        answers[:] = [Denied(422)]
+        await client.create("hook-c", 3 * CHUNK)
+        with refused(Code.DENIED):
+            await client.append("hook-c", 0)
+        client.tracer.note("gone", "hook-c")
+        answers[:] = [Denied(503), Killed(), None]
+        await client.create("hook-d", 4 * CHUNK)
+        with refused(Code.DENIED):
+            await client.append("hook-d", 0)
+        await killing(client.inspect("hook-d"))
+        await client.inspect("hook-d")
+        assert not answers
+
+
+@scenario
 async def renamed(client: Client) -> None:
     """Where there are no hard links, a file is renamed; one process dies right after it."""
 
@@ -281,6 +318,24 @@ async def _start(client: Client) -> None:
 
 
 @scenario
+async def ahead(client: Client) -> None:
+    """Small uploads that are stored ahead of their records; one process dies between the two."""
+    client.names = False
+    async with client.server():
+        await client.create("ahead-a", 2 * CHUNK, sends=2 * CHUNK)
+        await client.create("ahead-b", CHUNK, kind=Kind.PARTIAL, sends=CHUNK)
+        await client.join("ahead-c", ["ahead-b", "ahead-b"])
+        await client.until_complete("ahead-c")
+        with mock.patch.object(SQLiteMetadataStore, "insert", side_effect=Killed):
+            await killing(client.create("ahead-d", CHUNK, sends=CHUNK))
+        await client.create("ahead-e", CHUNK, sends=CHUNK)
+        client.tracer.note("to end", "ahead-b")
+        client.wait(8 * 86_400)
+        await client.engine.sweep()
+        await client.create("ahead-f", CHUNK, sends=CHUNK)
+
+
+@scenario
 async def templates(client: Client) -> None:
     """Files named by one template, which another would take for those of other uploads."""
     for number, client.template in enumerate(("{id}", "x{id}")):
@@ -298,7 +353,7 @@ def refused(code: Code) -> Iterator[None]:
     raise AssertionError(f"expected {code}")
 
 
-async def killing(awaitable: Awaitable[None]) -> None:
+async def killing(awaitable: Awaitable[object]) -> None:
     try:
         await awaitable
     except Killed:
@@ -333,7 +388,13 @@ def record(name: str, durability: Durability, checkpoint: int) -> Trace:
             disk.sync_directory(root)
             anyio.run(SCENARIOS[name], client)
         trace = Trace(
-            name, durability, checkpoint, client.template, tracer.happened, client.contents
+            name,
+            durability,
+            checkpoint,
+            client.template,
+            client.decide is not None,
+            tracer.happened,
+            client.contents,
         )
         _check(trace, root)
     return trace

@@ -33,20 +33,6 @@ ELSEWHERE = (
 """Where nothing is written to a disk, or only handed on."""
 
 
-OUT_OF_SIGHT = frozenset(
-    [
-        # Of an upload's pieces, before they are put together: there are none on a local disk.
-        "engine/completion.py complete: commit",
-        # Before a hook is asked about a whole upload: no scenario has one yet. Without them a loss
-        # of power while it is asked takes the upload back, and nobody was told that it was whole.
-        "engine/completion.py _finished: sync",
-        "engine/sessions.py Session.sync: _sync",
-        "engine/sessions.py Session.sync: commit",
-    ]
-)
-"""What no scenario shows."""
-
-
 @dataclass(frozen=True)
 class Build:
     """The product without the syncs that go through one place."""
@@ -76,9 +62,6 @@ def builds() -> list[Build]:
         file = path.relative_to(PACKAGE).as_posix()
         if not file.startswith(ELSEWHERE):
             found += _builds(file, ast.parse(path.read_text()))
-    unseen = {build.name for build in found} & OUT_OF_SIGHT
-    assert unseen == OUT_OF_SIGHT
-    found = [build for build in found if build.name not in OUT_OF_SIGHT]
     found += [
         Build(f"SQLite: {what}", SQLITE, frame.line, frame.line)
         for what, frame in (

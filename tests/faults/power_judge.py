@@ -34,6 +34,7 @@ from tests.support.disk_trace import Happening, Make, Note, Sync, Write
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
+from tidegate.hooks import Bytes, Hooks, UploadRequest
 from tidegate.metadata.sqlite import events as sqlite_events
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Delivery, Durability, Sink
@@ -94,6 +95,12 @@ class _Rest:
         raise NotImplementedError
 
 
+async def _agree(upload: Upload, content: Bytes, _: UploadRequest | None) -> None:
+    """A hook that is asked again: it sees all bytes."""
+    read = [chunk async for chunk in content.read()]
+    assert sum(map(len, read)) == upload.length
+
+
 class Recovery:
     """Starts the server on a state, and has every upload's client go on."""
 
@@ -140,6 +147,7 @@ class Recovery:
             self._metadata,
             settings=Settings(durability=self._trace.durability, sweep_every=1e9),
             sinks=as_sinks([told]),
+            hooks=Hooks(before_complete=_agree if self._trace.hooked else None),
             clock=self._clock,
         )
         # What the server does of itself must not change what a client sees first.
@@ -240,7 +248,7 @@ class Recovery:
 
     async def _until_told(self, now: float) -> None:
         def due(db: sqlite3.Connection) -> bool:
-            return sqlite_events.any_due(db, now)
+            return db.execute(sqlite_events.ANY_DUE, (now,)).fetchone() is not None
 
         with anyio.fail_after(PATIENCE):
             while await self._metadata._in_thread(due):
@@ -266,6 +274,7 @@ class Expected:
     durability: Durability
     contents: dict[str, Content]
     asked: set[str] = field(default_factory=set)
+    """A hook saw them whole."""
     created: set[str] = field(default_factory=set)
     sent: dict[str, int] = field(default_factory=dict)
     least: dict[str, int] = field(default_factory=dict)
@@ -292,6 +301,10 @@ class Expected:
                 self.shown[key] = note.number
                 if self.durability is Durability.ACK:
                     self.least[key] = note.number
+            case "asked":
+                # "Gets a whole upload before anyone is told that it is, its bytes, which are synced"
+                self.asked.add(key)
+                self.least[key] = note.number
             case "complete":
                 self.complete.add(key)
             case "to end":
@@ -329,6 +342,8 @@ class Expected:
             case "absent":
                 if key in self.complete and not ending:
                     yield "was complete, and is unknown"
+                if key in self.asked and not ending:
+                    yield "was decided about, and is unknown"
                 if key in self.gone and not ending:
                     yield "was gone, and is unknown"
                 if not ending and (

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import psutil
 from tests.support.server import ServerProcess
 
+from tidegate.config import Transport
+
 ROOT: Final = Path(__file__).parents[2]
 LIFE_SIGNS: Final = 20.0
 """Seconds in which a process has started, ended, or noticed that its parent did."""
@@ -46,16 +48,24 @@ class Nursery:
         folder: for the data, the database, the events and the log.
         settings: those of one life, made anew for each.
         workers: how many live at a time.
+        transport: native or asgi.
     """
 
     def __init__(
-        self, folder: Path, rng: random.Random, *, workers: int = 2, expire_after: float
+        self,
+        folder: Path,
+        rng: random.Random,
+        *,
+        workers: int = 2,
+        transport: Transport = "native",
+        expire_after: float,
     ) -> None:
         self.config = {
             "data": str(folder / "data"),
             "database": str(folder / "data" / "tidegate.db"),
             "events": str(folder / "events"),
             "base_path": "/files/",
+            "transport": transport,
         }
         self.address = ("127.0.0.1", 0)
         self._log = folder / "log"
@@ -166,10 +176,14 @@ class Command:
     Args:
         folder: for the data.
         workers: 1 leaves the flag away.
+        transport: native or asgi.
     """
 
-    def __init__(self, folder: Path, *, workers: int, expire_after: float) -> None:
+    def __init__(
+        self, folder: Path, *, workers: int, transport: Transport = "native", expire_after: float
+    ) -> None:
         flags = ["--expire-after", f"{expire_after:g}", "--log-level", "warning"]
+        flags += ["--transport", transport]
         if workers > 1:
             flags += ["--workers", str(workers)]
         self._workers = workers

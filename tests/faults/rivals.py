@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from tests.faults.wire import Answer, Call, pieces, read_answer, send
 from tests.support.server import ServerProcess
 
+from tidegate.config import Transport
 from tidegate.protocol.model import UploadId
 from tidegate.stores import naming
 
@@ -110,9 +111,12 @@ class Patch:
 
 
 @contextlib.asynccontextmanager
-async def rivals(folder: Path, count: int) -> AsyncIterator[list[Server]]:
+async def rivals(
+    folder: Path, count: int, transport: Transport = "native"
+) -> AsyncIterator[list[Server]]:
     """So many servers on one folder."""
-    processes = [ServerProcess(folder / "data") for _ in range(count)]
+    flags = ("--transport", transport)
+    processes = [ServerProcess(folder / "data", *flags) for _ in range(count)]
     try:
         await asyncio.gather(*(asyncio.to_thread(process.start) for process in processes))
         yield [Server(process) for process in processes]

@@ -1,4 +1,7 @@
-"""A process that is killed while a hook decides: the next one asks again, and nothing was shown."""
+"""A process that is killed while a hook decides: the next one asks again, and nothing was shown.
+
+On one machine, and on two that share a PostgreSQL and a bucket.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,27 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from tests.support import postgres
+from tests.support.s3_server import ENVIRONMENT
 from tests.support.server import ServerProcess
+from tests.support.swift import swift
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.support.s3_server import S3Server
 
 COMMAND = (sys.executable, "-m", "tests.faults.hooked")
 TUS = {"Tus-Resumable": "1.0.0"}
 PATCH = TUS | {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
 PATIENCE = 20.0
+pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    with ServerProcess(tmp_path / "data", command=COMMAND) as started:
+@pytest.fixture(params=["native", "asgi"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
+    flags = ("--transport", request.param)
+    with ServerProcess(tmp_path / "data", *flags, command=COMMAND) as started:
         yield started
 
 
@@ -75,6 +85,20 @@ def test_the_next_process_asks_again(server: ServerProcess, checksum: dict[str, 
     assert asked(server) == [[upload_id, "hello", "request"], [upload_id, "hello", "nobody"]]
 
 
+def test_who_has_no_hook_does_not_complete_it(server: ServerProcess) -> None:
+    """The record says that somebody is to be asked: a server that can't answers 503."""
+    url = killed_in_the_middle(server, {})
+    server.flags = (*server.flags, "--no-hook")
+    server.start()
+    assert httpx.head(url, headers=TUS).status_code == 503
+    assert httpx.get(url).status_code in {403, 503}
+    server.flags = server.flags[:-1]
+    server.restart(kill=True)
+    assert httpx.head(url, headers=TUS).headers["Upload-Offset"] == "5"
+    assert httpx.get(url).content == b"hello"
+    assert len(asked(server)) == 2
+
+
 def test_and_is_told_another_thing(server: ServerProcess) -> None:
     """Without a request as well: the upload is whole, and nobody comes for it."""
     url = killed_in_the_middle(server, {})
@@ -87,3 +111,77 @@ def test_and_is_told_another_thing(server: ServerProcess) -> None:
     server.restart(kill=True)
     assert httpx.head(url, headers=TUS).status_code == 410
     assert len(asked(server)) == 2
+
+
+# ------------------------------------------------------------------------------------ a cluster
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with swift(tmp_path_factory.mktemp("swift")) as started:
+        yield started.make_bucket()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, bucket: S3Server) -> Iterator[list[ServerProcess]]:
+    """Two servers; what they say of their hooks is in one place. Who is silent for 1.5 s is dead."""
+    url = postgres.server().url(ttl=1.5, heartbeat=0.3)
+    flags = ("--records", url, "--bucket", bucket.endpoint)
+    servers = [
+        ServerProcess(tmp_path / "data", *flags, command=COMMAND, env=ENVIRONMENT) for _ in range(2)
+    ]
+    with servers[0], servers[1]:
+        yield servers
+
+
+def elsewhere(url: str, server: ServerProcess) -> str:
+    """The upload at another server."""
+    return f"{server.url}{url.rpartition('/')[2]}"
+
+
+@pytest.mark.parametrize("checksum", [{}, SHA1], ids=["plain", "checksum"])
+def test_another_server_asks_again(cluster: list[ServerProcess], checksum: dict[str, str]) -> None:
+    one, other = cluster
+    url = elsewhere(killed_in_the_middle(one, checksum), other)
+    until(lambda: _offset(url) == "5")
+    assert httpx.get(url, follow_redirects=True).content == b"hello"
+    upload_id = url.rpartition("/")[2]
+    assert asked(one) == [[upload_id, "hello", "request"], [upload_id, "hello", "nobody"]]
+    one.start()
+    assert _offset(elsewhere(url, one)) == "5"
+    assert len(asked(one)) == 2
+
+
+def test_another_server_is_told_another_thing(cluster: list[ServerProcess]) -> None:
+    """Without a request as well; and who comes back knows it."""
+    one, other = cluster
+    (one.data / "refuse").touch()
+    url = elsewhere(killed_in_the_middle(one, {}), other)
+    until(lambda: len(asked(one)) == 2)
+    until(lambda: httpx.head(url, headers=TUS).status_code == 410)
+    one.start()
+    assert httpx.head(elsewhere(url, one), headers=TUS).status_code == 410
+    assert len(asked(one)) == 2
+
+
+def test_another_server_without_a_hook_does_not_complete_it(cluster: list[ServerProcess]) -> None:
+    """As while the servers are replaced one by one, by such as have a hook and such as have none."""
+    one, other = cluster
+    other.flags = (*other.flags, "--no-hook")
+    other.restart(kill=True)
+    url = killed_in_the_middle(one, {})
+    there = elsewhere(url, other)
+    until(lambda: httpx.head(there, headers=TUS).status_code == 503)
+    assert httpx.get(there).status_code in {403, 503}
+    one.start()
+    until(lambda: _offset(url) == "5")
+    assert _offset(there) == "5"
+    assert len(asked(one)) == 2
+
+
+def _offset(url: str) -> str | None:
+    """None: it is not known by now."""
+    answer = httpx.head(url, headers=TUS, timeout=PATIENCE)
+    assert answer.status_code in {200, 423, 503}
+    offset: str | None = answer.headers.get("Upload-Offset")
+    return offset

@@ -68,7 +68,9 @@ def pool() -> Iterator[Pool]:
 def replays(
     traces: dict[str, power.Trace], pool: Pool
 ) -> tuple[dict[str, AsyncResult[Verdict]], dict[Build, AsyncResult[Verdict]]]:
-    """All under way at once: of the product, and of each build."""
+    """All under way at once: of the product, and of each build. (Workers of xdist should share a
+    file's tests out by the file: each would replay all of it.)
+    """
     every = list(traces.values())
     return (
         {name: pool.apply_async(power.replay_trace, (traces[name], EFFORT)) for name in NAMES},

@@ -47,9 +47,9 @@ def disk(folder: Path) -> Disk:
     return Disk(folder)
 
 
-@pytest.fixture
-async def servers(folder: Path) -> AsyncIterator[list[Server]]:
-    async with rivals(folder, 3) as servers:
+@pytest.fixture(params=["native", "asgi"])
+async def servers(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[list[Server]]:
+    async with rivals(folder, 3, request.param) as servers:
         yield servers
 
 

@@ -97,7 +97,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerPro
         yield server
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_nothing_is_answered_that_the_document_does_not_list(server: ServerProcess) -> None:
     """Requests that fit the document, and that break it in one place, on uploads in every state.
 

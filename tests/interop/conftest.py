@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 STORES = os.environ.get("TIDEGATE_STORES", "local+sqlite")
 """local or s3, and sqlite, postgresql or redis, where clients upload to."""
+TRANSPORT = os.environ.get("TIDEGATE_TRANSPORT", "native")
+"""native or asgi, over which they do."""
 
 OUTCOMES = pytest.StashKey[dict[tuple[str, str], str]]()
 
@@ -65,9 +67,9 @@ MakeServer = Callable[..., ServerProcess]
 
 @pytest.fixture(scope="session")
 def make_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeServer]:
-    """Servers on the stores that TIDEGATE_STORES names: see STORES."""
+    """Servers on the stores that TIDEGATE_STORES names, over TRANSPORT: see STORES."""
     data, _, metadata = STORES.partition("+")
-    flags: list[str] = []
+    flags = ["--transport", TRANSPORT]
     environment: dict[str, str] = {}
     with ExitStack() as stack:
         if metadata == "postgresql":
@@ -154,7 +156,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 told = noted.get("instead", word) if category == "passed" else word
                 outcomes[name, case] = str(told)
     if outcomes:
-        terminalreporter.section("real clients, case by case")
+        terminalreporter.section(f"real clients over {TRANSPORT}, case by case")
         for line in _table(outcomes):
             terminalreporter.write_line(line)
 

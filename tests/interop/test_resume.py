@@ -8,6 +8,7 @@ from tests.interop.matrix import Client, case
 from tests.interop.stage import CHUNK, SIZE, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 HALF = CHUNK * 5 // 2
@@ -18,6 +19,14 @@ def _resumed(stage: Stage) -> None:
     assert len(stage.creations()) == 1, stage.proxy.log()
     assert stage.proxy.sent("HEAD"), stage.proxy.log()
     assert stage.patches()[-1].offset > 0, stage.proxy.log()
+
+
+def _browser_was_quicker(client: Client, stage: Stage) -> bool:
+    """Whether the browser sent the request again by itself, without a word to the client, and a busy
+    server came to it before the first one: of which nothing was stored then, so it is all of it.
+    """
+    twice = [request.offset for request in stage.patches()] == [0, 0]
+    return client.in_browser and twice and 204 in stage.answers("PATCH")
 
 
 @case("abort-resume")
@@ -60,7 +69,9 @@ def test_line_reset(client: Client, stage: Stage, tmp_path: Path) -> None:
 
 
 @case("vanished")
-def test_line_gone_in_silence(client: Client, stage: Stage, tmp_path: Path) -> None:
+def test_line_gone_in_silence(
+    client: Client, stage: Stage, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """The client lost the network, and the server heard nothing: its request still seems to run.
 
     The client that comes back is not made to wait for the ghost of its first request.
@@ -68,6 +79,9 @@ def test_line_gone_in_silence(client: Client, stage: Stage, tmp_path: Path) -> N
     stage.proxy.cut_after(HALF, "abandon")
     url = stage.upload(client, retry=True, **_memory(client, tmp_path))
     stage.check_stored(url)
+    if _browser_was_quicker(client, stage):
+        record_property("instead", "sent again")
+        return
     _resumed(stage)
     asked = stage.proxy.sent("HEAD")[0]
     told = next(r for r in stage.proxy.responses if r.status == 200 and r.at > asked.at)

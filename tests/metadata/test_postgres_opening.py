@@ -12,12 +12,13 @@ from tests.support import postgres
 from tests.support.logs import logs_kept
 from tests.support.postgres_wire import CuttingLine
 
+from tidegate.metadata.encoding import encode
 from tidegate.metadata.postgres import address as postgres_address
 from tidegate.metadata.postgres.address import AddressError
 from tidegate.metadata.postgres.schema import MIGRATIONS
 from tidegate.metadata.postgres.store import PostgresMetadataStore
 from tidegate.ports import Change, Hold, MetadataError, UnavailableError
-from tidegate.testing.metadata.support import add, hold, opened, upload
+from tidegate.testing.metadata.support import NOW, add, event, hold, opened, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,9 +74,9 @@ async def test_a_newer_schema_is_refused_and_left_alone(url: str) -> None:
     await newer.open()
     await newer.close()
     older = PostgresMetadataStore(url)
-    with pytest.raises(MetadataError, match=r"newer tidegate \(version 2, this one knows 1\)"):
+    with pytest.raises(MetadataError, match=r"newer tidegate \(version 3, this one knows 2\)"):
         await older.open()
-    assert await older.schema_version() == 2
+    assert await older.schema_version() == 3
     await newer.open()
     assert await still_works(newer)
     await newer.close()
@@ -95,6 +96,38 @@ async def test_an_older_schema_is_migrated_under_a_store_that_is_open(url: str) 
         assert await still_works(old)
         assert await old.load(record.id) is not None
         await new.close()
+
+
+async def test_what_was_to_be_delivered_still_is(url: str) -> None:
+    """Of tables from when an event was told to all sinks before the next: version 1."""
+    old = PostgresMetadataStore(url, migrations=MIGRATIONS[:1])
+    await old.open()
+    await old.close()
+    schema = old.address.schema
+    for name, due_at, given_up in (
+        ("one", f"{NOW + 50}", "false"),
+        ("one", "NULL", "false"),
+        ("two", "NULL", "true"),
+        ("three", "0", "false"),
+    ):
+        record = encode(event(upload(name))).hex()
+        await sql(
+            f"INSERT INTO {schema}.event (upload_id, type, at, record, due_at, given_up, done)"
+            f" VALUES ('{name}', 'created', 1, decode('{record}', 'hex'), {due_at}, {given_up},"
+            " 'mail')"
+        )
+    async with opened(lambda: PostgresMetadataStore(url)) as store:
+        assert [u.given_up async for u in store.events()] == [False, False, True, False]
+        (third,) = await store.claim_events(NOW + 49, 10, 60)
+        assert [d.sequence for d in third.deliveries] == [4]
+        (first,) = await store.claim_events(NOW + 50, 10, 60)
+        assert [(d.sequence, d.done, d.retries) for d in first.deliveries] == [
+            (1, ("mail",), ()),
+            (2, ("mail",), ()),
+        ]
+        assert await store.replay(3)
+        (second,) = await store.claim_events(NOW, 10, 60)
+        assert second.upload_id == "two"
 
 
 async def test_a_migration_that_fails_leaves_nothing(url: str) -> None:
@@ -196,7 +229,7 @@ async def test_a_store_closes_when_its_database_is_gone() -> None:
 )
 async def test_says_why_it_cannot_open(url: str, change: tuple[str, str], said: str) -> None:
     """In one line, without any password; nothing is left open by that."""
-    store = PostgresMetadataStore(url.replace(*change) + "&patience=1")
+    store = PostgresMetadataStore(url.replace(*change) + "&patience=2")
     with pytest.raises(MetadataError) as caught:
         await store.open()
     await store.close()

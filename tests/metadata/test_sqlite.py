@@ -269,8 +269,8 @@ async def test_a_refusal_disturbs_no_other(store: SQLiteMetadataStore) -> None:
     ]
     assert results[5].settled
     assert [found.id async for found in store.uploads()] == sorted([known.id, one.id, two.id])
-    (delivery,) = await store.claim_events(NOW, 10, 1)
-    assert delivery.event.upload.id == one.id
+    (line,) = await store.claim_events(NOW, 10, 1)
+    assert line.upload_id == one.id
     await store.renew(results[5].lease)
 
 

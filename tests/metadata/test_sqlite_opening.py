@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from tidegate.metadata.encoding import encode
 from tidegate.metadata.sqlite.schema import MIGRATIONS
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import Change, Hold, MetadataError, UnavailableError
-from tidegate.testing.metadata.support import add, hold, opened, upload
+from tidegate.testing.metadata.support import NOW, add, event, hold, opened, upload
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,6 +184,35 @@ async def test_migrates_forward(path: Path) -> None:
     connection.close()
     assert "written by a newer tidegate" in await refusal(path)
     assert f"schema {len(newer)}, this one knows {len(MIGRATIONS)}" in await refusal(path)
+
+
+async def test_what_was_to_be_delivered_still_is(path: Path) -> None:
+    """Of a database from when an event was told to all sinks before the next: schema 3."""
+    one, two, three = upload("one"), upload("two"), upload("three")
+    async with opened(lambda: SQLiteMetadataStore(path, migrations=MIGRATIONS[:3])):
+        pass
+    connection = sqlite3.connect(path)
+    told = [(one, NOW + 50, 3, 0), (one, None, 0, 0), (two, None, 40, 1), (three, 0, 0, 0)]
+    for about, due_at, attempts, given_up in told:
+        connection.execute(
+            "INSERT INTO event (upload_id, type, at, record, due_at, attempts, given_up, done)"
+            " VALUES (?, 'created', 1, ?, ?, ?, ?, 'mail')",
+            (about.id, encode(event(about)), due_at, attempts, given_up),
+        )
+    connection.commit()
+    connection.close()
+    async with opened(lambda: SQLiteMetadataStore(path)) as store:
+        assert [u.given_up async for u in store.events()] == [False, False, True, False]
+        (third,) = await store.claim_events(NOW + 49, 10, 60)
+        assert [d.sequence for d in third.deliveries] == [4]
+        (first,) = await store.claim_events(NOW + 50, 10, 60)
+        assert [(d.sequence, d.done, d.retries) for d in first.deliveries] == [
+            (1, ("mail",), ()),
+            (2, ("mail",), ()),
+        ]
+        assert await store.replay(3)
+        (second,) = await store.claim_events(NOW, 10, 60)
+        assert second.upload_id == two.id
 
 
 async def test_a_failed_migration_changes_nothing(path: Path) -> None:

@@ -32,7 +32,8 @@ from hypothesis.stateful import (
 from msgspec.structs import replace
 from tests.support import postgres
 from tests.support.bodies import NOTHING, Pause, ScriptedBody
-from tests.support.faulty import FaultyMetadata, FaultyStore
+from tests.support.faulty import FaultyBucket, FaultyMetadata, FaultyStore
+from tests.support.moto_here import MotoHere, moto_here
 
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
@@ -57,6 +58,7 @@ from tidegate.protocol.model import EventType, Kind, State, Upload, UploadId
 from tidegate.protocol.results import Appended, Created, Inspected, Readable, Result, Terminated
 from tidegate.stores.local import LocalStore
 from tidegate.stores.memory import MemoryStore
+from tidegate.stores.s3.client import Client
 from tidegate.testing import FakeClock
 
 T = TypeVar("T")
@@ -65,6 +67,8 @@ EXPIRE_AFTER = 100.0
 TOMBSTONE_AGE = 250.0
 CHECKPOINT = 8
 MAX_UPLOADS = 9
+PART = 6
+LEAST_PART = 4
 PATIENCE = 20.0
 """Seconds for what has to come: far more than it takes, on a busy machine."""
 
@@ -142,6 +146,8 @@ class EngineMachine(RuleBasedStateMachine):
     boot_ids = itertools.count(1)
     forgets_boots = False
     """The records don't say under which boot a writer wrote that never committed."""
+    keeps_pieces = False
+    """The bytes are kept far away, in pieces: those count that are stored and were committed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,8 +162,15 @@ class EngineMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------- the engine at work
 
-    def stores(self) -> tuple[DataStore, MetadataStore]:
+    def data_store(self) -> DataStore:
         raise NotImplementedError
+
+    def metadata_store(self) -> MetadataStore:
+        raise NotImplementedError
+
+    def around(self, data: DataStore) -> FaultyStore:
+        """The store as the engine sees it."""
+        return FaultyStore(data, boot_id=self.boot_id)
 
     def raw(self, upload: Upload) -> bytes:
         """What is stored of an upload, complete or not."""
@@ -190,9 +203,8 @@ class EngineMachine(RuleBasedStateMachine):
             self.run(self.do_create(kind, length, None))
 
     async def start(self) -> None:
-        data, metadata = self.stores()
-        self.data = FaultyStore(data, boot_id=self.boot_id)
-        self.metadata = FaultyMetadata(metadata)
+        self.data = self.around(self.data_store())
+        self.metadata = FaultyMetadata(self.metadata_store())
 
         async def sink(delivery: Delivery) -> None:
             self.told[delivery.sequence] = delivery
@@ -392,12 +404,21 @@ class EngineMachine(RuleBasedStateMachine):
         model.data = b""
         model.events.append(EventType.TERMINATED)
 
-    def checkpoint(self, flight: Flight) -> None:
+    async def checkpoint(self, flight: Flight) -> None:
         data = flight.base + flight.written
         due = not flight.checked and len(data) >= flight.checkpoint_at
         if due and len(data) != flight.length:
-            self.keep(flight.model, data, flight.length)
+            offset = await self.stored_of(flight) if self.keeps_pieces else len(data)
+            self.keep(flight.model, data[:offset], flight.length)
             flight.checkpoint_at = len(data) + CHECKPOINT
+
+    async def stored_of(self, flight: Flight) -> int:
+        """How much of a body counts that is on its way in pieces: that depends on the service."""
+        loaded = await self.metadata.inner.load(flight.model.record.id)
+        assert loaded is not None
+        offset = loaded.upload.offset
+        assert len(flight.model.data) <= offset <= len(flight.base + flight.written), flight.model
+        return offset
 
     def land(self, flight: Flight, end: BodyEnd | None) -> Code | None:
         """The request's body ended; None: it was cancelled. What the answer must be."""
@@ -576,7 +597,7 @@ class EngineMachine(RuleBasedStateMachine):
             return
         assert await self.reached(flight, pause), flight.task
         flight.written += chunk
-        self.checkpoint(flight)
+        await self.checkpoint(flight)
 
     async def conclude(self, flight: Flight, end: BodyEnd) -> None:
         if flight.model.record.id in self.flights:
@@ -1003,9 +1024,11 @@ class EngineMachine(RuleBasedStateMachine):
                 await flight.task
             del self.flights[flight.model.record.id]
             flight.model.abandoned = True
-            if not flight.checked and flight.written:
+            if not flight.checked and flight.written and not self.keeps_pieces:
                 flight.model.left = flight.base + flight.written
         await self.end()
+        # That of the machines where pieces are kept is theirs to survive.
+        power = power and not self.keeps_pieces
         if power:
             self.boot_id = f"boot-{next(self.boot_ids)}"
         for model in self.uploads:
@@ -1055,7 +1078,7 @@ class EngineMachine(RuleBasedStateMachine):
 
                     async def is_deleted(upload: Upload = upload) -> bool:
                         # Of a part, by the final that needed it, once that is whole.
-                        return await self.in_thread(upload) == b""
+                        return await self.look_into_store(upload) == b""
 
                     await self.until(is_deleted)
                 continue
@@ -1064,12 +1087,12 @@ class EngineMachine(RuleBasedStateMachine):
             if upload.kind is Kind.FINAL and not upload.complete:
                 continue
             assert upload.offset == len(model.data), (upload, model)
-            stored = await self.in_thread(upload)
+            stored = await self.look_into_store(upload)
             assert stored[: upload.offset] == model.data, (stored, model)
             if not flying:
                 assert stored == model.data
 
-    async def in_thread(self, upload: Upload) -> bytes:
+    async def look_into_store(self, upload: Upload) -> bytes:
         return await anyio.to_thread.run_sync(self.raw, upload)
 
 
@@ -1081,8 +1104,11 @@ class OnMemory(EngineMachine):
         self.bytes = MemoryStore()
         self.records = MemoryMetadataStore()
 
-    def stores(self) -> tuple[DataStore, MetadataStore]:
-        return self.bytes, self.records
+    def data_store(self) -> DataStore:
+        return self.bytes
+
+    def metadata_store(self) -> MetadataStore:
+        return self.records
 
     def raw(self, upload: Upload) -> bytes:
         stored = self.bytes._uploads.get(upload.id)
@@ -1094,8 +1120,11 @@ class OnDisk(EngineMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="tidegate-"))
 
-    def stores(self) -> tuple[DataStore, MetadataStore]:
-        return LocalStore(self.folder / "data"), SQLiteMetadataStore(self.folder / "records.db")
+    def data_store(self) -> DataStore:
+        return LocalStore(self.folder / "data")
+
+    def metadata_store(self) -> MetadataStore:
+        return SQLiteMetadataStore(self.folder / "records.db")
 
     def raw(self, upload: Upload) -> bytes:
         for place in upload.storage.values():
@@ -1115,9 +1144,8 @@ class OnRedis(OnDisk):
         super().__init__()
         self.prefix = self.folder.name
 
-    def stores(self) -> tuple[DataStore, MetadataStore]:
-        url = f"{self.url}?prefix={self.prefix}"
-        return LocalStore(self.folder / "data"), RedisMetadataStore(url)
+    def metadata_store(self) -> MetadataStore:
+        return RedisMetadataStore(f"{self.url}?prefix={self.prefix}")
 
 
 class OnPostgres(OnDisk):
@@ -1125,8 +1153,86 @@ class OnPostgres(OnDisk):
         super().__init__()
         self.url = postgres.server().url()
 
-    def stores(self) -> tuple[DataStore, MetadataStore]:
-        return LocalStore(self.folder / "data"), PostgresMetadataStore(self.url)
+    def metadata_store(self) -> MetadataStore:
+        return PostgresMetadataStore(self.url)
+
+
+class KeptOpen(Client):
+    """Made once for all the engines of an example: half of what a start takes."""
+
+    async def open(self) -> None:
+        if self._context is None:
+            await super().open()
+
+    async def close(self) -> None:
+        """Not yet."""
+
+    async def close_now(self) -> None:
+        await super().close()
+
+
+class InBucket(OnDisk):
+    """The bytes in a bucket; the records as in what it is mixed with.
+
+    A process that dies leaves requests to the service behind, which may be carried out or not.
+    Storing a small upload at once is left out, as it is on disk: it is not there before its body is.
+    """
+
+    keeps_pieces = True
+    server: MotoHere
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server.empty()
+        self.client: KeptOpen | None = None
+
+    def data_store(self) -> DataStore:
+        # A part for every few bytes; and too little memory for all uploads, which evict each other.
+        store = self.server.store(
+            part_size=PART, least_part=LEAST_PART, memory=4 * PART, concurrency=2
+        )
+        store.budget.tenure = 0.01
+        self.client = self.client or KeptOpen(store.client.bucket, store.options)
+        store.client = self.client
+        return store
+
+    async def finish(self) -> None:
+        try:
+            await super().finish()
+        finally:
+            assert self.client is not None
+            await self.client.close_now()
+
+    def around(self, data: DataStore) -> FaultyStore:
+        return FaultyBucket(data)
+
+    async def look_into_store(self, upload: Upload) -> bytes:
+        server, key = self.server, str(upload.storage["key"])
+        if upload.gone:
+            return " ".join(server.left(key, f".tidegate/tails/{upload.id}/")).encode()
+        if upload.complete:
+            return server.object(key)
+        told = [
+            (segment.length, segment.storage)
+            for segment in await self.metadata.inner.segments(upload.id)
+            if segment.length
+        ]
+        pieces = [
+            server.part(upload.storage["multipart"], piece["part"])
+            if "part" in piece
+            else server.object(piece["tail"])
+            for _, piece in told
+        ]
+        assert [len(piece) for piece in pieces] == [length for length, _ in told], (told, pieces)
+        return b"".join(pieces)
+
+
+class InBucketOnRedis(InBucket, OnRedis):
+    pass
+
+
+class InBucketOnPostgres(InBucket, OnPostgres):
+    pass
 
 
 @pytest.fixture(autouse=True)
@@ -1144,19 +1250,40 @@ def _quiet() -> Iterator[None]:
 EXAMPLES = int(os.environ.get("TIDEGATE_MACHINE_EXAMPLES", "1"))
 
 
-@pytest.mark.timeout(240 * EXAMPLES)
-@pytest.mark.parametrize(
-    ("machine", "examples"),
-    [(OnMemory, 400), (OnDisk, 100), (OnRedis, 50), (OnPostgres, 30)],
-    ids=["memory", "local+sqlite", "local+redis", "local+postgresql"],
-)
-def test_the_engine_does_what_the_model_says(
-    machine: type[EngineMachine], examples: int, request: pytest.FixtureRequest
-) -> None:
-    if machine is OnRedis:
+MACHINES: dict[str, tuple[type[EngineMachine], int]] = {
+    "memory": (OnMemory, 400),
+    "local+sqlite": (OnDisk, 100),
+    "local+redis": (OnRedis, 50),
+    "local+postgresql": (OnPostgres, 30),
+    "s3+sqlite": (InBucket, 16),
+    "s3+redis": (InBucketOnRedis, 8),
+    "s3+postgresql": (InBucketOnPostgres, 8),
+}
+"""What there is, and how many examples of it are enough in CI."""
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_credentials: None) -> Iterator[MotoHere]:
+    with moto_here(least_part=LEAST_PART) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=MACHINES)
+def machine(request: pytest.FixtureRequest) -> tuple[type[EngineMachine], int]:
+    """With the servers that it needs."""
+    kind, examples = MACHINES[request.param]
+    if issubclass(kind, OnRedis):
         OnRedis.url = request.getfixturevalue("valkey").url().partition("?")[0]
+    if issubclass(kind, InBucket):
+        InBucket.server = request.getfixturevalue("bucket")
+    return kind, examples
+
+
+@pytest.mark.timeout(240 * EXAMPLES)
+def test_the_engine_does_what_the_model_says(machine: tuple[type[EngineMachine], int]) -> None:
+    kind, examples = machine
     run_state_machine_as_test(
-        machine,
+        kind,
         settings=settings(
             max_examples=examples * EXAMPLES,
             stateful_step_count=30,

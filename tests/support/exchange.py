@@ -186,9 +186,11 @@ class Client(ABC):
         assert reply.status == 200, reply
         return reply.body
 
-    async def until(self, path: str, holds: Callable[[Reply], bool]) -> Reply:
-        """HEAD until the answer is as it should be."""
-        with anyio.fail_after(PATIENCE):
+    async def until(
+        self, path: str, holds: Callable[[Reply], bool], *, within: float = PATIENCE
+    ) -> Reply:
+        """HEAD until the answer is as it should be, for at most `within` seconds."""
+        with anyio.fail_after(within):
             while not holds(reply := await self.head(path)):
                 await anyio.sleep(0.005)
         return reply

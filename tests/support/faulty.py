@@ -15,17 +15,19 @@ from tidegate.testing.data import ALONE
 
 if TYPE_CHECKING:
     from tidegate.ports import (
+        AheadStore,
         Buffer,
         Change,
         Counts,
         DataStore,
-        Delivery,
         Digest,
+        Ended,
         Fence,
         Flushed,
         Grant,
         Held,
         Lease,
+        Line,
         Loaded,
         MetadataStore,
         PieceStore,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         Writer,
     )
     from tidegate.protocol.model import Event, Kind, State, Upload, UploadId
+    from tidegate.stores.s3.store import S3Store
 
 T = TypeVar("T")
 
@@ -228,6 +231,15 @@ class FaultyPieceStore(FaultyStore):
         self.left_over.remove(stored)
 
 
+class FaultyBucket(FaultyStore):
+    """One around a store that keeps pieces by itself."""
+
+    inner: S3Store
+
+    def speaks_of(self, upload: Upload, segments: Sequence[Segment], stored: Stored) -> bool:
+        return self.inner.speaks_of(upload, segments, stored)
+
+
 class FaultyWholeStore(FaultyStore):
     """One that takes small uploads at once."""
 
@@ -242,6 +254,37 @@ class FaultyWholeStore(FaultyStore):
             return await self.inner.finish(whole, ALONE, durable=durable)
 
         return await self.faults.around("store_whole", store)
+
+
+class FaultyAheadStore(FaultyWholeStore):
+    """One that takes them ahead of their records, if `willing`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.willing = True
+        self.marked: set[UploadId] = set()
+        """Of which there may be no record."""
+
+    async def store_ahead(self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool) -> bool:
+        async def store() -> bool:
+            if not self.willing:
+                return False
+            writer = await self.inner.writer(upload, ALONE)
+            await writer.write(chunks)
+            await writer.close()
+            await self.inner.finish(replace(upload, offset=writer.offset), ALONE, durable=durable)
+            self.marked.add(upload.id)
+            return True
+
+        return await self.faults.around("store_ahead", store)
+
+    async def stored(self) -> AsyncIterator[Stored]:
+        async for found in super().stored():
+            yield replace(found, marked=found.upload_id in self.marked)
+
+    def confirm(self, upload: Upload) -> None:
+        if self.faults.dead is None:
+            self.marked.discard(upload.id)
 
 
 class FaultyWriter:
@@ -409,20 +452,13 @@ class FaultyMetadata:
     async def end_turn(self, name: str) -> None:
         await self.faults.around("end_turn", lambda: self.inner.end_turn(name))
 
-    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
         return await self.faults.around(
             "claim_events", lambda: self.inner.claim_events(now, limit, ttl)
         )
 
-    async def acknowledge(self, sequence: int) -> None:
-        await self.faults.around("acknowledge", lambda: self.inner.acknowledge(sequence))
-
-    async def postpone(
-        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
-    ) -> None:
-        await self.faults.around(
-            "postpone", lambda: self.inner.postpone(sequence, due_at, done=done)
-        )
+    async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
+        return await self.faults.around("end_claims", lambda: self.inner.end_claims(ended))
 
     def events(self) -> AsyncIterator[Undelivered]:
         return self.inner.events()
@@ -437,6 +473,8 @@ class FaultyMetadata:
 if TYPE_CHECKING:
     _: type[DataStore] = FaultyStore
     ____: type[WholeStore] = FaultyWholeStore
+    _______: type[AheadStore] = FaultyAheadStore
     _____: type[PieceStore] = FaultyPieceStore
+    ______: type[PieceStore] = FaultyBucket
     __: type[Writer] = FaultyWriter
     ___: type[MetadataStore] = FaultyMetadata

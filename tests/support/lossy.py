@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+from tests.support.relay import Relay
 
 Loss = Literal["request", "answer", "late", "slow"]
 """What is lost, before the client sees its connection closed.
@@ -20,18 +18,16 @@ Loss = Literal["request", "answer", "late", "slow"]
 """
 
 
-class LossyLine:
-    """Stands between clients and a server, in the event loop of the test."""
+class LossyLine(Relay):
+    """Passes everything on, but what it was told to lose."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._upstream = (host, port)
+        super().__init__(host, port)
         self._losses: list[tuple[bytes, Loss]] = []
         self._kept: list[bytes] = []
         self._open = asyncio.Event()
         self._open.set()
         self._quick = asyncio.Event()
-        self._connections: set[asyncio.StreamWriter] = set()
-        self.port = 0
         self.lost = 0
 
     def lose(self, what: bytes, loss: Loss, times: int = 1) -> None:
@@ -40,12 +36,12 @@ class LossyLine:
 
     async def deliver(self) -> None:
         """Give the server what was late, and wait until it has answered."""
-        reader, writer = await asyncio.open_connection(*self._upstream)
+        reader, writer = await self._connect()
         for request in self._kept:
             writer.write(request)
             await reader.read(65536)
         self._kept.clear()
-        writer.close()
+        self._drop(writer)
 
     def mend_slow(self) -> None:
         """Pass on the answers that were kept back."""
@@ -57,45 +53,36 @@ class LossyLine:
 
     def mend(self) -> None:
         """Pass on again; the connections that were cut are closed."""
-        for connection in list(self._connections):
-            connection.transport.abort()
+        for client in self._clients:
+            client.transport.abort()
         self._open.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
-        upstream: asyncio.StreamWriter | None = None
+        await self._open.wait()
+        answers, upstream = await self._connect()
+        slow = asyncio.Event()
+        back = asyncio.create_task(self._pass_back(answers, writer, slow))
         try:
-            await self._open.wait()
-            answers, upstream = await asyncio.open_connection(*self._upstream)
-            slow = asyncio.Event()
-            back = asyncio.create_task(self._pass_back(answers, writer, slow))
-            try:
-                while data := await reader.read(65536):
-                    await self._open.wait()
-                    loss = self._loss(data)
-                    if loss == "slow":
-                        slow.set()
-                    elif loss is not None:
-                        back.cancel()
-                        if loss == "answer":
-                            upstream.write(data)
-                            await self._answered(back, answers)
-                        elif loss == "late":
-                            self._kept.append(data)
-                        self.lost += 1
-                        return
-                    upstream.write(data)
-            finally:
-                back.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await back
-        except OSError:
-            pass
+            while data := await reader.read(65536):
+                await self._open.wait()
+                loss = self._loss(data)
+                if loss == "slow":
+                    slow.set()
+                elif loss is not None:
+                    back.cancel()
+                    if loss == "answer":
+                        upstream.write(data)
+                        await self._answered(back, answers)
+                    elif loss == "late":
+                        self._kept.append(data)
+                    self.lost += 1
+                    return
+                upstream.write(data)
         finally:
-            self._connections.discard(writer)
-            for end in (writer, upstream):
-                if end is not None:
-                    end.transport.abort()
+            back.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await back
+            self._drop(upstream)
 
     @staticmethod
     async def _answered(back: asyncio.Task[None], answers: asyncio.StreamReader) -> None:
@@ -120,17 +107,3 @@ class LossyLine:
                 del self._losses[index]
                 return loss
         return None
-
-
-@asynccontextmanager
-async def lossy(host: str, port: int) -> AsyncIterator[LossyLine]:
-    """A line for as long as it is entered."""
-    line = LossyLine(host, port)
-    server = await asyncio.start_server(line._serve, "127.0.0.1", 0)
-    line.port = server.sockets[0].getsockname()[1]
-    try:
-        yield line
-    finally:
-        server.close()
-        line.mend()
-        await server.wait_closed()

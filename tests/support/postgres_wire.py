@@ -7,10 +7,11 @@ text of statements. They run on the test's own event loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import struct
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.support.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,60 +51,11 @@ async def greeted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     return message
 
 
-class _Server:
-    """Accepts connections of clients for as long as it is entered."""
-
-    def __init__(self, port: int) -> None:
-        self._upstream = port
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        self.cut()
-        for task in list(self._tasks):
-            task.cancel()
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
-        await self._server.wait_closed()
-
-    def cut(self) -> None:
-        """Reset all connections."""
-        for writer in self._writers:
-            writer.transport.abort()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        self._writers.add(writer)
-        try:
-            with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
-                await self._serve(reader, writer)
-        finally:
-            writer.transport.abort()
-            self._writers.discard(writer)
-            self._tasks.discard(task)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        raise NotImplementedError
-
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._upstream)
-        self._writers.add(writer)
-        return reader, writer
-
-
-class CuttingLine(_Server):
+class CuttingLine(Relay):
     """Passes everything on, until it is told to lose something."""
 
     def __init__(self, port: int) -> None:
-        super().__init__(port)
+        super().__init__("127.0.0.1", port)
         self.statements: list[str] = []
         """All that were executed, in order."""
         self.parsed: set[bytes] = set()
@@ -116,6 +68,10 @@ class CuttingLine(_Server):
         """Answers are kept back, and nothing says so."""
         self._lose: tuple[str, bool] | None = None
         self.lost = asyncio.Event()
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        self.reset()
 
     def lose_answer(self, text: str) -> None:
         """Cut the line of the next statement with `text` in it, once the server has carried it out."""
@@ -140,8 +96,7 @@ class CuttingLine(_Server):
                 self._up(reader, writer, below, answered), self._down(above, writer, answered)
             )
         finally:
-            below.transport.abort()
-            self._writers.discard(below)
+            self._drop(below)
 
     async def _up(
         self,
@@ -188,7 +143,7 @@ class CuttingLine(_Server):
                 writer.write(message.raw)
 
 
-class Pooler(_Server):
+class Pooler(Relay):
     """Lends a server's session to a client for one transaction, and forgets all that it left there.
 
     As pgbouncer does with pool_mode=transaction, with server_reset_query_always, and with the
@@ -196,7 +151,7 @@ class Pooler(_Server):
     """
 
     def __init__(self, port: int) -> None:
-        super().__init__(port)
+        super().__init__("127.0.0.1", port)
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._settings: list[Message] = []
 
@@ -225,7 +180,7 @@ class Pooler(_Server):
                 await _first(self._up(reader, below), self._transaction(above, writer))
                 await self._reset(above, below)
             except BaseException:
-                below.transport.abort()
+                self._drop(below)
                 raise
             self._idle.append(last)
 

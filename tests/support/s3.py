@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.s3_server import S3Server
 
@@ -39,10 +40,14 @@ def moto_server(
 
 
 @pytest.fixture(scope="session")
-def swift_server(
-    s3_credentials: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[S3Server]:
+def swift_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where it keeps all that it has."""
+    return tmp_path_factory.mktemp("swift")
+
+
+@pytest.fixture(scope="session")
+def swift_server(s3_credentials: None, swift_root: Path) -> Iterator[S3Server]:
     from tests.support.swift import swift
 
-    with swift(tmp_path_factory.mktemp("swift"), least_part=LEAST_PART) as server:
+    with swift(swift_root, least_part=LEAST_PART) as server:
         yield server.make_bucket()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What a bearer token is made of (RFC 6750, 2.1)."""
+_CREDENTIALS: Final = re.compile(rf"(?i:bearer) +({TOKEN.pattern})", re.ASCII)
 
 
 def bearer_token(request: UploadRequest) -> str:
@@ -25,11 +26,10 @@ def bearer_token(request: UploadRequest) -> str:
             "this needs a bearer token: Authorization: Bearer ...",
             headers={"WWW-Authenticate": 'Bearer realm="tidegate"'},
         )
-    scheme, _, token = values[0].partition(" ")
-    token = token.strip(" ")
-    if len(values) > 1 or scheme.lower() != "bearer" or not TOKEN.fullmatch(token):
+    found = _CREDENTIALS.fullmatch(values[0])
+    if len(values) > 1 or found is None:
         raise invalid("expected one bearer token: Authorization: Bearer ...")
-    return token
+    return found[1]
 
 
 def invalid(why: str) -> Denied:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
+
+import anyio
+from anyio import to_thread
 
 from tidegate.auth.bearer import TOKEN, bearer_token, invalid
 from tidegate.protocol.model import Principal
@@ -21,7 +26,11 @@ if TYPE_CHECKING:
 HASHED: Final = "sha256:"
 SHORTEST: Final = 16
 """Characters: fewer can be guessed over a network, however they were made."""
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at a file: twice as long, at most, a token that was taken out counts."""
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+log = logging.getLogger("tidegate.auth")
 
 
 class TokenError(ValueError):
@@ -90,6 +99,61 @@ class Tokens:
         return found
 
 
+class TokenFile:
+    """The tokens of a file, read again when it was changed. A context: only in it that is noticed.
+
+    It blocks to be made. Raises TokenError; what is wrong later is logged, and the tokens that were
+    there go on to be known.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._read = self._seen = _state(self._path)
+        self._tokens = Tokens.from_file(path)
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(tasks.cancel_scope.cancel)
+            tasks.start_soon(self._watch)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def __call__(self, request: UploadRequest, upload: Upload | None) -> Principal:
+        """Who has the request's token. Raises Denied."""
+        return self._tokens(request, upload)
+
+    async def _watch(self) -> None:
+        while True:
+            await anyio.sleep(LOOK_EVERY)
+            await to_thread.run_sync(self._look)
+
+    def _look(self) -> None:
+        """Read the file if it is another one, and whoever writes it has come to an end."""
+        before, self._seen = self._seen, _state(self._path)
+        if self._seen == self._read or self._seen != before:
+            return
+        self._read = self._seen
+        try:
+            self._tokens = Tokens.from_file(self._path)
+        except TokenError as error:
+            log.error("%s: %s; the tokens that it had are still known", self._path, error)
+        else:
+            log.info("%s: read again", self._path)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from what it was, or from another one; None: it can't be told. Blocks."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _digest(text: str, number: int) -> bytes:
     if text.startswith(HASHED):
         digest = text.removeprefix(HASHED).lower()
@@ -111,5 +175,5 @@ def _digest(text: str, number: int) -> bytes:
 
 if TYPE_CHECKING:
 
-    def _guard(tokens: Tokens) -> Authorize:
-        return tokens
+    def _guard(tokens: Tokens, file: TokenFile) -> tuple[Authorize, Authorize]:
+        return tokens, file

@@ -31,11 +31,11 @@ def authorizer(settings: Config) -> Authorize | None:
 
 
 def _tokens(where: str, _settings: Config) -> Authorize:
-    from tidegate.auth.token import Tokens  # noqa: PLC0415
+    from tidegate.auth.token import TokenFile, Tokens  # noqa: PLC0415
 
     if where.startswith("env:"):
         return Tokens.from_environment(where.removeprefix("env:"))
-    return Tokens.from_file(where)
+    return TokenFile(where)
 
 
 def _jwts(where: str, settings: Config) -> Authorize:

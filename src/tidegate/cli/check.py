@@ -11,7 +11,7 @@ from rich.console import Console
 from tidegate.cli import offline
 from tidegate.cli.errors import FAILED
 from tidegate.config import StoreConfig
-from tidegate.config_events import EventConfig
+from tidegate.config.events import EventConfig
 from tidegate.engine.check import Checked, Finding
 
 if TYPE_CHECKING:

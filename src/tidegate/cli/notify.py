@@ -13,7 +13,7 @@ from tidegate.protocol.model import EventType
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidegate.config_events import EventConfig
+    from tidegate.config.events import EventConfig
     from tidegate.ports import EventSink
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from tidegate import registry
 from tidegate.cli import logs
 from tidegate.cli.errors import Failure
-from tidegate.config_events import EventConfig
+from tidegate.config.events import EventConfig
 from tidegate.engine.engine import Engine
 from tidegate.ports import DataError, MetadataError
 from tidegate.protocol.model import STORED_EVENTS, EventType

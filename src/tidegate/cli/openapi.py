@@ -9,8 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tidegate.cli.errors import Failure
-from tidegate.config import Config, one
-from tidegate.config_parsers import parse_base_path
+from tidegate.config import Config
+from tidegate.config.flags import one
+from tidegate.config.parsers import parse_base_path
 from tidegate.engine.engine import WEEK
 from tidegate.protocol.capabilities import NEEDS, Offer
 from tidegate.protocol.checksums import algorithms

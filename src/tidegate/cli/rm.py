@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from tidegate.cli import offline
 from tidegate.cli.errors import FAILED, complain, printable
 from tidegate.config import ConfigError, StoreConfig
-from tidegate.config_events import EventConfig
+from tidegate.config.events import EventConfig
 from tidegate.ports import BodyEnd
 from tidegate.protocol.commands import Terminate
 from tidegate.protocol.errors import Refusal

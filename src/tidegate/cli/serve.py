@@ -12,7 +12,7 @@ from tidegate.cli import auth, descriptors, listen, logs, notify, server, shared
 from tidegate.cli.errors import Failure
 from tidegate.cli.lines import Handler
 from tidegate.config import PROCESS, Config, ConfigError
-from tidegate.config_parsers import MAIN
+from tidegate.config.parsers import MAIN
 from tidegate.ports import DataError, MetadataError
 
 DATABASE_BYTES: Final = 160 * 1024

@@ -9,9 +9,10 @@ from rich.console import Console
 
 from tidegate.cli import offline
 from tidegate.cli.errors import FAILED, Failure
-from tidegate.config import StoreConfig, one
-from tidegate.config_events import EventConfig
-from tidegate.config_parsers import parse_duration
+from tidegate.config import StoreConfig
+from tidegate.config.events import EventConfig
+from tidegate.config.flags import one
+from tidegate.config.parsers import parse_duration
 from tidegate.engine.core import Settings
 
 if TYPE_CHECKING:

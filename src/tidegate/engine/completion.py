@@ -41,8 +41,10 @@ async def complete(
         upload = replace(upload, storage=storage)
     elif segments or declared or guarded:
         # Whoever finds a store that was told to put them together must find them committed, too,
-        # and that nothing more may come; and what a hook puts off must not be sent again.
-        durable = core.durable and (bool(segments) or declared)
+        # and that nothing more may come; and what a hook puts off must not be sent again, nor what it
+        # decides about be taken back: where that is not synced yet, its sync sees to it.
+        decided = guarded and not upload.boot_id
+        durable = core.durable and (bool(segments) or declared or decided)
         upload = await held.commit(upload, settled=False, segments=segments, durable=durable)
     else:
         await held.hold()

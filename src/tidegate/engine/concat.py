@@ -16,6 +16,7 @@ from tidegate.engine.sessions import Session, go_back, session
 from tidegate.ports import (
     BytesMissingError,
     DataError,
+    LeaseLostError,
     MetadataError,
     SyncFailedError,
     UnknownUploadError,
@@ -123,6 +124,9 @@ class Assembler:
             return partial(self._released, final)
         except UnknownUploadError:
             return None
+        except LeaseLostError:
+            log.info("final upload %s: someone else took it over", final)
+            return partial(self._released, final)
         except (DataError, MetadataError) as error:
             log.error("final upload %s: not assembled: %s", final, error)
             return partial(anyio.sleep, RETRY_AFTER)

@@ -9,10 +9,9 @@ from msgspec.structs import replace
 
 from tidegate.engine.append import gather, receive
 from tidegate.engine.completion import complete
-from tidegate.engine.core import log
+from tidegate.engine.core import log, random_id
 from tidegate.engine.sessions import Session
-from tidegate.hooks import Changes
-from tidegate.measures import CREATED, RECEIVED
+from tidegate.measures import CREATED, MOVED, RECEIVED
 from tidegate.ports import (
     DataError,
     Grant,
@@ -25,17 +24,16 @@ from tidegate.ports import (
 from tidegate.protocol import decide
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.fields import render_metadata
+from tidegate.protocol.lifecycle import Transition, advance
 from tidegate.protocol.model import EventType, Kind, Upload, UploadId
 from tidegate.protocol.results import Created
-
-UNCHANGED = Changes()
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tidegate.engine.concat import Assembler
     from tidegate.engine.core import Core
-    from tidegate.hooks import UploadRequest
+    from tidegate.hooks import Changes, UploadRequest
     from tidegate.ports import Body, Buffer
     from tidegate.protocol.commands import Create, Payload
     from tidegate.protocol.decide import Case, CreatePlan
@@ -63,7 +61,7 @@ async def create(
     plan = decide.create(case)
     upload = _new(core, case, plan)
     changes = await core.gate.before_create(request, upload)
-    if changes != UNCHANGED:
+    if changes is not None:
         upload = _changed(core, upload, changes)
         # It may be less than was allowed so far.
         plan = decide.create(replace(case, max_size=changes.max_size))
@@ -71,7 +69,16 @@ async def create(
     # What is to be looked at first is not stored as if it were complete.
     at_once = None if upload.guarded else _at_once(core, plan)
     chunks = None if at_once is None else await gather(core, body, at_once)
-    held = await _insert(core, upload, lease=plan.complete or plan.payload is not None)
+    room = await _room(core)
+    # What somebody named may be what somebody else's is called.
+    named = core.settings.new_id is not random_id or (
+        changes is not None and changes.id is not None
+    )
+    if chunks is not None and room is None and not (named or core.records_first):
+        whole = await _store_ahead(core, upload, chunks)
+        if whole is not None:
+            return Created(whole, with_payload=True)
+    held = await _insert(core, upload, room, lease=plan.complete or plan.payload is not None)
     if held is not None:
         held.request = request
         await _begin(core, held, plan, body, chunks)
@@ -115,14 +122,57 @@ def _changed(core: Core, upload: Upload, changes: Changes) -> Upload:
     return core.touched(upload)
 
 
-async def _insert(core: Core, upload: Upload, *, lease: bool) -> Session | None:
+async def _store_ahead(core: Core, upload: Upload, chunks: Sequence[Buffer]) -> Upload | None:
+    """Store a small upload, and only then write its record, complete: one commit, and no lease,
+    since nobody knows of it. None: not here; nothing was done.
+
+    Should this process die in between, the bytes are marked as what no record speaks of, and the
+    sweep deletes them. After a loss of power they may have lost the mark: that leaves a file, as it
+    does where the record was written first, which is not synced before them.
+    """
+    store = core.ahead_store
+    if store is None or not await store.store_ahead(upload, chunks, durable=core.durable):
+        return None
+    length = upload.promised
+    synced = length if core.durable else 0
+    now = core.clock.now()
+    whole = advance(
+        replace(
+            upload,
+            offset=length,
+            synced_offset=synced,
+            boot_id=core.data.boot_id if synced < length else "",
+        ),
+        Transition.COMPLETE,
+        now,
+    )
+    events = core.events(EventType.CREATED, upload) + core.events(EventType.COMPLETED, whole)
+    try:
+        await core.metadata.insert(whole, events=events, durable=core.durable)
+    except MetadataError:
+        # It may have been done all the same: the bytes stay as they are. So that they do not add
+        # up, the next record is written first.
+        core.records_first = True
+        raise
+    store.confirm(whole)
+    core.measures.add(RECEIVED.start, length)
+    core.measures.add(CREATED.start)
+    core.measures.add(MOVED[whole.state].start)
+    if whole.kind is Kind.PARTIAL:
+        core.part_changed(whole.id)
+    if events:
+        core.events_written()
+    return whole
+
+
+async def _insert(core: Core, upload: Upload, room: Room | None, *, lease: bool) -> Session | None:
     try:
         grant = await core.metadata.insert(
             upload,
             lease=lease,
             events=core.events(EventType.CREATED, upload),
             durable=core.acks_durable,
-            room=await _room(core),
+            room=room,
         )
     except PartUnavailableError as error:
         number = upload.parts.index(error.part) + 1
@@ -131,6 +181,7 @@ async def _insert(core: Core, upload: Upload, *, lease: bool) -> Session | None:
         ) from error
     except UploadExistsError as error:
         raise Refusal(Code.EXISTS, "there is, or was, an upload with this name") from error
+    core.records_first = False
     core.measures.add(CREATED.start)
     core.events_written()
     return None if grant is None else Session(core, grant)

@@ -20,8 +20,9 @@ from tidegate.engine.gate import Gate
 from tidegate.engine.measured import measured_data, measured_metadata
 from tidegate.engine.outbox import Outbox
 from tidegate.engine.progress import Progress
-from tidegate.engine.sessions import Session, acquire, go_back, session
+from tidegate.engine.sessions import Session, acquire, session
 from tidegate.engine.sweep import Swept, sweep, sweep_in_turn
+from tidegate.engine.tending import complete_all, sync_all, take_over
 from tidegate.measures import TAKEOVERS, Measures
 from tidegate.ports import (
     DataError,
@@ -32,8 +33,6 @@ from tidegate.ports import (
     MetadataError,
     ProbedStore,
     QueuedStore,
-    SyncFailedError,
-    UnknownUploadError,
 )
 from tidegate.protocol import decide
 from tidegate.protocol.capabilities import Capability, Offer, extensions
@@ -47,13 +46,11 @@ from tidegate.protocol.commands import (
     Inspect,
     Terminate,
 )
-from tidegate.protocol.errors import Denied, Refusal
 from tidegate.protocol.model import (
     STORED_EVENTS,
     EventType,
     Kind,
     Segment,
-    State,
     Upload,
     UploadId,
 )
@@ -203,8 +200,10 @@ class Engine:
             stack.push_async_callback(self._sync_at_stop)
             # Nobody is left to look at finals then: the next start does.
             stack.callback(setattr, core, "part_changed", lambda _: None)
+            stack.callback(setattr, core, "at_rest", True)
             core.background = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(core.background.cancel_scope.cancel)
+            core.at_rest = False
             core.part_changed = self._assembler.part_changed
             if self._tending:
                 core.spawn(self._tend)
@@ -230,7 +229,7 @@ class Engine:
 
         `request` is what those see who decide: see `asks`.
         """
-        with refusing():
+        with refusing:
             if isinstance(command, Discover):
                 return Discovered(self._core.offer)
             decide.offered(command, self._core.offer)
@@ -264,7 +263,7 @@ class Engine:
         store = self._core.link_store
         if store is None:
             return None
-        with refusing():
+        with refusing:
             return await store.link(upload, shown)
 
     async def open_file(self, upload: Upload, stop: int) -> OpenFile | None:
@@ -410,7 +409,7 @@ class Engine:
         """Finish pending finals, and sweep, from time to time."""
         core = self._core
         look = core.clock.monotonic()
-        await self._take_over()
+        await take_over(core)
         while True:
             try:
                 await self._assembler.wake_all()
@@ -423,78 +422,14 @@ class Engine:
                 await sweep_in_turn(core, orphans=orphans)
             except (DataError, MetadataError) as error:
                 log.error("sweep: %s", error)
-            await self._sync_all()
-            await self._complete_all()
+            await sync_all(core)
+            await complete_all(core)
             await anyio.sleep(core.settings.sweep_every)
 
     async def _sync_at_stop(self) -> None:
-        await self._take_over()
-        await self._sync_all()
-
-    async def _take_over(self) -> None:
-        """What servers acknowledged that died before they synced it is for us to sync, and what
-        they left whole for us to complete.
-        """
-        core = self._core
-        try:
-            async for upload in core.metadata.uploads(state=State.RECEIVING):
-                if core.durable and upload.offset > upload.synced_offset:
-                    if not core.lost_power(upload):
-                        core.unsynced.add(upload.id)
-                elif upload.whole:
-                    core.put_off.add(upload.id)
-        except MetadataError as error:
-            log.error("what other servers left undone is not known: %s", error)
-
-    async def _complete_all(self) -> None:
-        """Ask hooks again that gave no answer when an upload was whole."""
-        core = self._core
-        for upload_id in list(core.put_off):
-            core.put_off.discard(upload_id)
-            try:
-                async with session(core, upload_id, ask=False):
-                    pass  # to hold it is to recover it, and so to complete it
-            except (UnknownUploadError, Denied):
-                continue
-            except (Refusal, DataError, MetadataError) as error:
-                core.put_off.add(upload_id)
-                log.warning("upload %s: not complete yet: %s", upload_id, error)
-
-    async def _sync_all(self) -> None:
-        """Sync what was acknowledged and is unfinished, so that a reboot loses little, a clean one
-        nothing.
-        """
-        core = self._core
-        for upload_id in list(core.unsynced):
-            core.unsynced.discard(upload_id)
-            try:
-                async with session(core, upload_id, ask=False) as held:
-                    await self._sync(held)
-            except UnknownUploadError:
-                continue
-            except (Refusal, DataError, MetadataError) as error:
-                # Perhaps whoever has just received it has not let it go yet.
-                core.unsynced.add(upload_id)
-                log.warning("upload %s: not synced yet: %s", upload_id, error)
-
-    async def _sync(self, held: Session) -> None:
-        upload = held.upload
-        if upload.gone or upload.complete or upload.synced_offset == upload.offset:
-            return
-        writer = await self._core.data.writer(upload, held)
-        try:
-            synced = await writer.sync()
-        except SyncFailedError:
-            await writer.close()
-            await go_back(self._core, held, upload.synced_offset)
-            raise
-        finally:
-            await writer.close()
-        boot_id = "" if synced >= upload.offset else upload.boot_id
-        await held.commit(
-            replace(upload, synced_offset=min(synced, upload.offset), boot_id=boot_id),
-            durable=True,
-        )
+        if self._core.durable:
+            await take_over(self._core)
+            await sync_all(self._core)
 
 
 def _seen(loaded: Loaded | None) -> tuple[Upload | None, bool]:

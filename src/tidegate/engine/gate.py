@@ -87,12 +87,12 @@ class Gate:
             raise _failed()
         return replace(request, principal=principal)
 
-    async def before_create(self, request: UploadRequest | None, upload: Upload) -> Changes:
+    async def before_create(self, request: UploadRequest | None, upload: Upload) -> Changes | None:
         """What is to be otherwise with a new upload. Raises Refusal."""
         hook = self._hooks.before_create
         if hook is None or request is None:
-            return Changes()
-        return await self._ask("before_create", hook(request, upload)) or Changes()
+            return None
+        return await self._ask("before_create", hook(request, upload))
 
     async def before_terminate(self, request: UploadRequest | None, upload: Upload) -> None:
         """Whether a client may end an upload. Raises Refusal."""

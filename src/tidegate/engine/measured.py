@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from tidegate.ports import (
+        AheadStore,
         Buffer,
         Change,
         DataStore,
@@ -42,7 +43,7 @@ T = TypeVar("T")
 
 OPTIONAL: Final = ("open_file", "link", "speaks_of", "probe", "queued")
 """What makes a store one of `ports.FileStore`, `LinkStore`, `PieceStore`, `ProbedStore`, `QueuedStore`. (And
-`store_whole` a WholeStore, which is measured.)"""
+`store_whole` a WholeStore, `store_ahead` an AheadStore, which are measured.)"""
 
 
 class Call:
@@ -134,6 +135,14 @@ class _Data(_Measured):
         self._calls = _WriterCalls(measures)
         if hasattr(inner, "store_whole"):
             self.store_whole = self._store_whole
+        if hasattr(inner, "store_ahead"):
+            self.store_ahead = self._store_ahead
+            self.confirm = cast("AheadStore", inner).confirm
+
+    def _store_ahead(
+        self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
+    ) -> Awaitable[bool]:
+        return self._whole.timed(self._inner.store_ahead(upload, chunks, durable=durable))
 
     def _store_whole(
         self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool

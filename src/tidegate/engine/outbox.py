@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import random
 import re
-from contextlib import contextmanager
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import anyio.lowlevel
+from msgspec.structs import replace
 
 from tidegate.engine.core import log
-from tidegate.ports import Delivery, DeliveryError, EventSink, MetadataError
+from tidegate.engine.within import within
+from tidegate.ports import DeliveryError, Ended, MetadataError, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from tidegate.engine.core import Core
+    from tidegate.ports import Delivery, EventSink, Line
 
 AT_ONCE = 16
-"""Events that are being delivered at a time, of as many uploads: so many connections or processes
+"""Uploads whose events are being delivered at a time: so many connections or processes
 are little for a server, and a sink that needs a tenth of a second gets 160 each second."""
 CLAIM_BEYOND = 10.0
 """Seconds that a claim holds beyond the longest that a delivery takes: for reaching the metadata
@@ -39,37 +43,67 @@ HANGS = 3
 REST = 10.0
 """Seconds between two tries of a sink that hangs. What else is for it fails at once: it would hold
 up what is for others."""
+GATHER = 0.02
+"""Seconds for which what happens is gathered once all that was due is claimed: a claim costs as much
+as ten of its events, and nobody is told of something that he sees himself."""
 LET_GO_WITHIN = 1.0
-"""Seconds to say at a stop which events are not being delivered any more."""
+"""Seconds to say at a stop which events were delivered, and which are not being delivered any more."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", re.ASCII)
 """What a sink may be called."""
 
 
-class _Outcome:
-    """What became of one delivery."""
+class _Standing:
+    """How the delivery of one event stands, while its line is told."""
 
-    def __init__(self, done: Sequence[str]) -> None:
-        self.done = list(done)
-        self.failures: list[str] = []
-        self.retry_after = 0.0
-        self.final = True
+    __slots__ = ("delivery", "done", "retries")
 
-    def failed(self, sink: EventSink, error: Exception) -> None:
-        said = isinstance(error, DeliveryError)
-        self.failures.append(f"{sink.name}: {error if said else repr(error)}")
-        if isinstance(error, DeliveryError):
-            self.retry_after = max(self.retry_after, error.retry_after or 0.0)
-        if not (isinstance(error, DeliveryError) and error.final):
-            self.final = False
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self.done = delivery.done
+        self.retries = {retry.sink: retry for retry in delivery.retries} if delivery.retries else {}
+
+    def lacks(self, sink: EventSink) -> bool:
+        """Whether the sink wants it, and does not have it."""
+        return self.delivery.event.type in sink.types and sink.name not in self.done
+
+    def given_up(self, sink: EventSink) -> bool:
+        """Whether that is so for good."""
+        return sink.name in self.retries and self.retries[sink.name].due_at is None
+
+    def due_at(self, sink: EventSink) -> float:
+        """When the sink is to be told of it, at the earliest."""
+        retry = self.retries.get(sink.name)
+        return (retry and retry.due_at) or 0.0
+
+    def for_sink(self, sink: EventSink) -> Delivery:
+        """What the sink is given."""
+        retry = self.retries.get(sink.name)
+        attempts = retry.attempts if retry else 0
+        if attempts == self.delivery.attempts:
+            return self.delivery
+        return replace(self.delivery, attempts=attempts)
+
+    def took(self, sink: EventSink) -> None:
+        """The sink has it."""
+        self.done += (sink.name,)
+        self.retries.pop(sink.name, None)
+
+    def left(self) -> Delivery:
+        """What is kept of it."""
+        if len(self.done) == len(self.delivery.done) and not self.retries:
+            return self.delivery
+        return self.delivery.after(self.done, tuple(self.retries.values()))
 
 
 class Outbox:
     """Carries committed events to the sinks.
 
-    An event is told to all its sinks at once, and is done with when each has it; what an upload has
-    to tell next waits for that, what others have to tell does not. Raises ValueError for names of
-    sinks that are not right, or not different.
+    What an upload has to tell is claimed together. Each sink is told the first event that it lacks,
+    all at once; that is noted before they are told the next, so that no event is told again after a
+    later one. Who fails to take an event waits with those that follow, until it has it or that was
+    given up for it; nobody else waits for that. Raises ValueError for names of sinks that are not
+    right, or not different.
     """
 
     def __init__(
@@ -89,6 +123,11 @@ class Outbox:
         self._chance = chance
         self._woken = anyio.Event()
         self._at_work = 0
+        """Lines that are ours."""
+        self._claimed: deque[tuple[Line, float]] = deque()
+        """Of these, those that nobody is telling yet, and until when each is ours."""
+        self._ended: list[tuple[Ended, float]] = []
+        """And those of which something was told, or tried, and that is not noted yet."""
         self._hung: dict[str, tuple[int, float]] = {}
         """Of each sink that did not answer: how often in a row, and until when it is let alone."""
         self.claim_for = CLAIM_BEYOND + max((sink.timeout for sink in sinks), default=0.0)
@@ -100,111 +139,163 @@ class Outbox:
 
     async def run(self) -> None:
         """Deliver until cancelled."""
-        while True:
-            self._woken = anyio.Event()
-            until, claimed = await self._claim(AT_ONCE - self._at_work)
-            for delivery in claimed:
-                self._at_work += 1
-                self._core.spawn(self._deliver_behind, delivery, until)
-            if not claimed:
-                with anyio.move_on_after(LOOK_EVERY):
-                    await self._woken.wait()
+        try:
+            while True:
+                self._woken = anyio.Event()
+                await self._end_claims()
+                free = max(0, AT_ONCE - self._at_work)
+                all_due = await self._claim(free) < free
+                await self._tell_claimed()
+                # Where all we may claim is ours: until a sink has answered.
+                if all_due if free else not self._ended:
+                    with anyio.move_on_after(LOOK_EVERY):
+                        await self._woken.wait()
+                        await anyio.sleep(GATHER)
+        finally:
+            await self._let_go()
 
     async def deliver_due(self) -> int:
-        """Deliver what is due now; how many events were claimed."""
-        until, claimed = await self._claim(AT_ONCE)
-        async with anyio.create_task_group() as tasks:
-            for delivery in claimed:
-                tasks.start_soon(self._deliver, delivery, until)
-        return len(claimed)
+        """Deliver what is due now; of how many uploads."""
+        count = await self._claim(AT_ONCE)
+        while self._claimed:
+            async with anyio.create_task_group() as tasks:
+                for _ in self._claimed:
+                    tasks.start_soon(self._tell_on)
+            await self._end_claims()
+        return count
 
-    async def _claim(self, limit: int) -> tuple[float, Sequence[Delivery]]:
-        """Events to deliver, and until when they are ours, by the monotonic clock."""
+    async def _claim(self, limit: int) -> int:
+        """Claim what is to be delivered; of how many uploads."""
         core = self._core
+        # By the monotonic clock.
         until = core.clock.monotonic() + self.claim_for
-        if limit <= 0:
-            return until, ()
+        if not limit:
+            return 0
         try:
-            return until, await core.metadata.claim_events(core.clock.now(), limit, self.claim_for)
+            claimed = await core.metadata.claim_events(core.clock.now(), limit, self.claim_for)
         except MetadataError as error:
             log.error("events: cannot be claimed: %s", error)
-            return until, ()
+            return 0
+        self._at_work += len(claimed)
+        self._claimed.extend((line, until) for line in claimed)
+        return len(claimed)
 
-    async def _deliver_behind(self, delivery: Delivery, until: float) -> None:
-        try:
-            await self._deliver(delivery, until)
-        finally:
-            self._at_work -= 1
-            self.wake()
+    async def _tell_claimed(self) -> None:
+        """See that all that are claimed are being told, by as many tasks as it takes."""
+        while self._claimed:
+            self._core.spawn(self._tell_on)
+            # It takes one after the other for as long as no sink keeps it waiting.
+            await anyio.lowlevel.checkpoint()
 
-    async def _deliver(self, delivery: Delivery, until: float) -> None:
-        clock = self._core.clock
-        outcome = _Outcome(delivery.done)
-        told = False
+    async def _tell_on(self) -> None:
+        while self._claimed:
+            await self._deliver(*self._claimed.popleft())
+
+    async def _deliver(self, line: Line, until: float) -> None:
+        standings = [_Standing(delivery) for delivery in line.deliveries]
         try:
-            await self._tell(delivery, outcome)
-            told = not outcome.failures
-            if clock.monotonic() >= until:
-                # We were paused. Someone else may be telling it by now, and says how that went.
-                log.warning("event %d: its delivery took longer than its claim", delivery.sequence)
-            elif told:
-                await self._acknowledge(delivery)
-            else:
-                await self._retry(delivery, outcome)
+            await self._tell(standings, until)
         except anyio.get_cancelled_exc_class():
             # The server stops. The next one need not wait for the claim to run out.
+            self._ended.append((self._what_became_of(line, standings, until), until))
             with anyio.move_on_after(LET_GO_WITHIN, shield=True):
-                if told:
-                    await self._acknowledge(delivery)
-                elif clock.monotonic() < until:
-                    await self._postpone(delivery, outcome, clock.now())
+                await self._end_claims(stopping=True)
             raise
+        self._ended.append((self._what_became_of(line, standings, until), until))
+        self.wake()
 
-    async def _tell(self, delivery: Delivery, outcome: _Outcome) -> None:
-        """Tell the sinks that want the event and don't have it."""
-        event_type = delivery.event.type
+    async def _end_claims(self, *, stopping: bool = False) -> None:
+        """Have the metadata store note what became of lines, of all of them at once."""
+        ended, self._ended = self._ended, []
+        if not ended:
+            return
+        noted = [replace(each, goes_on=False) if stopping else each for each, _ in ended]
+        try:
+            lost = await self._core.metadata.end_claims(noted)
+        except MetadataError as error:
+            # They stay claimed for a while, and are delivered again then.
+            names = ", ".join(each.line.upload_id for each in noted)
+            log.error("events of %s: their delivery is not noted: %s", names, error)
+            self._at_work -= len(ended)
+            return
+        except BaseException:
+            self._ended += ended
+            raise
+        # What was being noted when the server was stopped may have been.
+        for upload_id in () if stopping else lost:
+            # We were paused: someone else tells them by now, and says how that goes.
+            log.warning("events of %s: their delivery took longer than its claim", upload_id)
+        for each, until in ended:
+            line = each.line
+            if each.goes_on and not stopping and line.upload_id not in lost:
+                self._claimed.append((replace(line, deliveries=tuple(each.kept)), until))
+            else:
+                self._at_work -= 1
+
+    async def _let_go(self) -> None:
+        """The server stops: note what became of all that is claimed and nobody is telling."""
+        while self._claimed:
+            line, until = self._claimed.popleft()
+            self._ended.append((Ended(line=line, kept=line.deliveries), until))
+        with anyio.move_on_after(LET_GO_WITHIN, shield=True):
+            await self._end_claims(stopping=True)
+
+    async def _tell(self, standings: Sequence[_Standing], until: float) -> None:
+        """Tell each sink the first that it lacks, where that is due."""
+        clock = self._core.clock
+        if clock.monotonic() >= until:
+            return
+        now = clock.now()
         waiting = [
-            sink
+            (sink, first)
             for sink in self._sinks
-            if event_type in sink.types and sink.name not in delivery.done
+            if (first := _first(sink, standings)) is not None and first.due_at(sink) <= now
         ]
         if len(waiting) == 1:
             # As most have it; a group of tasks costs more than all the rest here.
-            await self._tell_one(waiting[0], delivery, outcome)
+            await self._tell_one(*waiting[0])
             return
         async with anyio.create_task_group() as tasks:
-            for sink in waiting:
-                tasks.start_soon(self._tell_one, sink, delivery, outcome)
+            for sink, first in waiting:
+                tasks.start_soon(self._tell_one, sink, first)
 
-    async def _tell_one(self, sink: EventSink, delivery: Delivery, outcome: _Outcome) -> None:
+    async def _tell_one(self, sink: EventSink, standing: _Standing) -> None:
+        try:
+            await self._try(sink, standing.for_sink(sink))
+        except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
+            self._failed(sink, standing, error)
+        else:
+            standing.took(sink)
+
+    async def _try(self, sink: EventSink, delivery: Delivery) -> None:
+        """Raises what the sink raises; DeliveryError when it does not answer."""
         monotonic = self._core.clock.monotonic
         hangs, rests_until = self._hung.get(sink.name, (0, 0.0))
         if hangs >= HANGS:
             if monotonic() < rests_until:
-                outcome.failed(sink, DeliveryError("has not answered for some time"))
-                return
+                raise DeliveryError("has not answered for some time")
             # Let one find out.
             self._hung[sink.name] = hangs, monotonic() + sink.timeout
         try:
-            with anyio.move_on_after(sink.timeout) as scope:
-                await sink.deliver(delivery)
-        except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
-            outcome.failed(sink, error)
-        else:
-            if scope.cancelled_caught:
-                hangs, _ = self._hung.get(sink.name, (0, 0.0))
-                self._hung[sink.name] = hangs + 1, monotonic() + REST
-                outcome.failed(sink, DeliveryError(f"no answer in {sink.timeout:g} s"))
-                return
-            outcome.done.append(sink.name)
+            answered = await within(sink.timeout, sink.deliver(delivery))
+        except Exception:
+            self._hung.pop(sink.name, None)
+            raise
+        if not answered:  # pragma: no cover - the tracer loses a frame that is thrown into
+            hangs, _ = self._hung.get(sink.name, (0, 0.0))
+            self._hung[sink.name] = hangs + 1, monotonic() + REST
+            raise DeliveryError(f"no answer in {sink.timeout:g} s")
         self._hung.pop(sink.name, None)
 
-    async def _retry(self, delivery: Delivery, outcome: _Outcome) -> None:
-        """Have it told again later to those that failed, or give it up."""
-        event, attempts = delivery.event, delivery.attempts + 1
-        what = f"event {delivery.sequence} ({event.type} of {event.upload.id})"
-        why = "; ".join(outcome.failures)
-        if outcome.final or attempts >= GIVE_UP_AFTER:
+    def _failed(self, sink: EventSink, standing: _Standing, error: Exception) -> None:
+        """Have it told again later to a sink that failed, or give it up for that."""
+        delivery = standing.delivery
+        before = standing.for_sink(sink).attempts
+        attempts = before + 1
+        said = error if isinstance(error, DeliveryError) else None
+        what = f"event {delivery.sequence} ({delivery.event.type} of {delivery.event.upload.id})"
+        why = f"{sink.name}: {said or repr(error)}"
+        if (said and said.final) or attempts >= GIVE_UP_AFTER:
             log.error(
                 "%s given up after %d attempts: %s. To have it delivered after all:"
                 " tidegate events replay %d",
@@ -213,28 +304,45 @@ class Outbox:
                 why,
                 delivery.sequence,
             )
-            await self._postpone(delivery, outcome, None)
+            standing.retries[sink.name] = Retry(sink.name, attempts, None)
             return
         # Of what failed for more than a thousand seconds the delay is the longest anyway.
-        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(delivery.attempts, 16))
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(before, 16))
         delay *= 1 + JITTER * self._chance()
-        delay = max(delay, min(outcome.retry_after, LONGEST_RETRY_AFTER))
+        if said and said.retry_after:
+            delay = max(delay, min(said.retry_after, LONGEST_RETRY_AFTER))
         log.warning("%s not delivered, again in %.0f s: %s", what, delay, why)
-        await self._postpone(delivery, outcome, self._core.clock.now() + delay)
+        due_at = self._core.clock.now() + delay
+        standing.retries[sink.name] = Retry(sink.name, attempts, due_at)
 
-    async def _acknowledge(self, delivery: Delivery) -> None:
-        with _noting(delivery):
-            await self._core.metadata.acknowledge(delivery.sequence)
+    def _what_became_of(self, line: Line, standings: Sequence[_Standing], until: float) -> Ended:
+        clock = self._core.clock
+        kept: list[Delivery] = []
+        given_up: list[Delivery] = []
+        for each in standings:
+            lacking = [sink for sink in self._sinks if each.lacks(sink)]
+            if lacking:
+                over = all(each.given_up(sink) for sink in lacking)
+                (given_up if over else kept).append(each.left())
+        # What comes after a sink's first waits for that.
+        due = {
+            sink: first.due_at(sink)
+            for sink in (self._sinks if kept else ())
+            if (first := _first(sink, standings)) is not None
+        }
+        now = clock.now()
+        longest = max((sink.timeout for sink, due_at in due.items() if due_at <= now), default=None)
+        if longest is None:
+            due_at = min(due.values(), default=None)
+            return Ended(line=line, kept=kept, given_up=given_up, due_at=due_at)
+        # No delivery is begun that may outlast the claim.
+        goes_on = clock.monotonic() <= until - longest - CLAIM_BEYOND / 2
+        return Ended(line=line, kept=kept, given_up=given_up, goes_on=goes_on)
 
-    async def _postpone(self, delivery: Delivery, outcome: _Outcome, due_at: float | None) -> None:
-        with _noting(delivery):
-            await self._core.metadata.postpone(delivery.sequence, due_at, done=outcome.done)
 
-
-@contextmanager
-def _noting(delivery: Delivery) -> Iterator[None]:
-    try:
-        yield
-    except MetadataError as error:
-        # It stays claimed for a while, and is delivered again then.
-        log.error("event %d: its delivery is not noted: %s", delivery.sequence, error)
+def _first(sink: EventSink, standings: Sequence[_Standing]) -> _Standing | None:
+    """The first event that a sink lacks, and that was not given up for it."""
+    for each in standings:
+        if each.lacks(sink) and not each.given_up(sink):
+            return each
+    return None

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tidegate.engine.completion import complete
 from tidegate.engine.core import locked, log
 from tidegate.measures import LEASE_WAITS, MOVED, RECOVERIES
-from tidegate.ports import Change, Grant, Held, MetadataError, SyncFailedError
+from tidegate.ports import Change, DataError, Grant, Held, MetadataError, SyncFailedError
 from tidegate.protocol.model import Kind, State
 
 if TYPE_CHECKING:
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
     from tidegate.engine.core import Core
     from tidegate.hooks import UploadRequest
-    from tidegate.ports import Fence
+    from tidegate.ports import Fence, ProbedStore
     from tidegate.protocol.model import Event, Segment, Upload, UploadId
+
+
+ASK_AGAIN = 0.5
+"""Seconds after which the holder is asked again: it may be another one, who was quicker than us when
+the one that we asked let go, and was never asked."""
 
 
 class Session:
@@ -49,6 +54,8 @@ class Session:
         """Its completion is being carried out."""
         self.asking = False
         """... and a hook is asked about it."""
+        self.cut_off: DataError | None = None
+        """Why it is given up, nobody having asked for it: its bytes can't be reached from here."""
         self.overdue = False
         """Somebody has wanted it for so long that it is given up, whatever is under way."""
 
@@ -107,7 +114,7 @@ class Session:
         """
         if not self._core.durable or not upload.boot_id:
             return upload
-        await _sync(self._core, self, upload)
+        await sync(self._core, self, upload)
         self._core.unsynced.discard(upload.id)
         synced = replace(upload, synced_offset=upload.offset, boot_id="")
         return await self.commit(synced, settled=False, durable=True)
@@ -137,7 +144,7 @@ async def acquire(core: Core, upload_id: UploadId, wait: float) -> Grant | None:
     try:
         while (left := began + wait - anyio.current_time()) > 0:
             await core.metadata.request_release(upload_id)
-            await core.metadata.wait_released(upload_id, left)
+            await core.metadata.wait_released(upload_id, min(left, ASK_AGAIN))
             grant = await core.metadata.acquire(upload_id)
             if isinstance(grant, Grant):
                 return grant
@@ -151,9 +158,10 @@ async def acquire(core: Core, upload_id: UploadId, wait: float) -> Grant | None:
 async def session(core: Core, upload_id: UploadId, *, ask: bool = True) -> AsyncIterator[Session]:
     """Hold an upload, with its record and its bytes in agreement.
 
-    With `ask` a writer at work is asked to let go; without, it is left alone. Raises Refusal
-    (locked) when it cannot be had, or was wanted for too long (`Settings.let_go_within`), and what
-    the stores raise.
+    With `ask` a writer at work is asked to let go; without, it is left alone, and who works without
+    being waited for lets go where the data store can't be reached, since others may reach it.
+    Raises Refusal (locked) when it cannot be had, or was wanted for too long
+    (`Settings.let_go_within`), and what the stores raise.
     """
     if ask:
         grant = await acquire(core, upload_id, core.settings.lease_wait)
@@ -164,12 +172,13 @@ async def session(core: Core, upload_id: UploadId, *, ask: bool = True) -> Async
         raise locked()
     held = Session(core, grant)
     try:
-        # What goes on behind the requests, nobody waits for.
-        with _letting_go(core, held, late=ask and core.keeps_pieces) as scope:
+        with _letting_go(core, held, behind=not ask) as scope:
             if not held.settled:
                 await recover(core, held)
             yield held
         if scope.cancelled_caught:
+            if held.cut_off is not None:
+                raise held.cut_off
             log.warning("upload %s: wanted elsewhere, and not stored in time", upload_id)
             raise locked()
     finally:
@@ -177,22 +186,26 @@ async def session(core: Core, upload_id: UploadId, *, ask: bool = True) -> Async
 
 
 @contextmanager
-def _letting_go(core: Core, held: Session, *, late: bool) -> Iterator[anyio.CancelScope]:
-    """With `late`, what is cancelled when it goes on for too long after somebody wanted the upload.
+def _letting_go(core: Core, held: Session, *, behind: bool) -> Iterator[anyio.CancelScope]:
+    """What is cancelled when it goes on for too long after somebody wanted the upload, or, `behind`
+    the requests, as soon as the data store can't be reached.
 
     Only where pieces are stored far away: what a writer waits for may be a way to there that is
     broken here, and nowhere else. What it has stored counts; the next one does without the rest.
     """
     with anyio.CancelScope() as scope:
-        if not late:
+        if not core.keeps_pieces or core.at_rest:
             yield scope
             return
-        watching = anyio.CancelScope()
+        watching, looking = anyio.CancelScope(), anyio.CancelScope()
         core.spawn(_give_up_late, core, held, watching, scope)
+        if behind and core.probed_store is not None:
+            core.spawn(_give_up_cut_off, core, core.probed_store, held, looking, scope)
         try:
             yield scope
         finally:
             watching.cancel()
+            looking.cancel()
 
 
 async def _give_up_late(
@@ -207,6 +220,28 @@ async def _give_up_late(
         if not held.asking:
             held.overdue = True
             scope.cancel()
+
+
+async def _give_up_cut_off(
+    core: Core,
+    store: ProbedStore,
+    held: Session,
+    looking: anyio.CancelScope,
+    scope: anyio.CancelScope,
+) -> None:
+    """Whether a request is slow, or will never be answered, only another one can tell."""
+    within = core.settings.let_go_within
+    with looking:
+        while held.cut_off is None:
+            await anyio.sleep(within)
+            try:
+                with anyio.fail_after(within):
+                    await store.probe()
+            except (DataError, TimeoutError) as failure:
+                if not held.asking:
+                    why = str(failure) or f"no answer within {within:g} s"
+                    held.cut_off = DataError(f"left to who can reach its bytes: {why}")
+        scope.cancel()
 
 
 async def recover(core: Core, held: Session) -> None:
@@ -252,7 +287,7 @@ async def go_back(
         await core.data.truncate(upload, keep, held)
     synced = min(upload.synced_offset, keep)
     if core.acks_durable and synced < keep:
-        synced = await _sync(core, held, replace(upload, offset=keep))
+        synced = await sync(core, held, replace(upload, offset=keep))
     recovered = replace(
         upload,
         offset=keep,
@@ -269,7 +304,11 @@ async def go_back(
     held.settled = True
 
 
-async def _sync(core: Core, held: Session, upload: Upload) -> int:
+async def sync(core: Core, held: Session, upload: Upload) -> int:
+    """Sync an upload's bytes: how many from its start survive a loss of power then.
+
+    Raises SyncFailedError, and what the store raises.
+    """
     writer = await core.data.writer(upload, held)
     try:
         return await writer.sync()

@@ -42,6 +42,9 @@ BATCH = 500
 TURN = "sweep"
 TURN_FOR = 3600.0
 """Seconds after which another server sweeps, should the one at it have died."""
+UNBORN = 3600.0
+"""Seconds for which what was stored ahead of its record may still get one, however soon orphans are
+to be deleted: many times as long as a metadata store is waited for."""
 
 
 class Swept(msgspec.Struct):
@@ -171,7 +174,9 @@ async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bo
 
     Not those of a whole upload: should the records be lost, or be others, these are the files.
     """
-    if stored.whole or stored.modified_at > core.clock.now() - core.settings.orphan_age:
+    least = max(core.settings.orphan_age, UNBORN) if stored.marked else core.settings.orphan_age
+    is_old = stored.modified_at <= core.clock.now() - least
+    if stored.whole or not (is_old or stored.marked):
         return
 
     async def discard() -> None:
@@ -187,8 +192,17 @@ async def _sweep_stored(core: Core, swept: Swept, stored: Stored, *, dry_run: bo
     try:
         loaded = await core.metadata.load(stored.upload_id)
         if loaded is None:
-            await discard()
-        elif loaded.hold is not Hold.HELD and await _is_left_over(core, loaded.upload, stored):
+            if is_old:
+                await discard()
+        elif stored.marked and loaded.upload.complete:
+            # Whoever stored it died after the commit.
+            if core.ahead_store is not None and not dry_run:
+                core.ahead_store.confirm(loaded.upload)
+        elif (
+            is_old
+            and loaded.hold is not Hold.HELD
+            and await _is_left_over(core, loaded.upload, stored)
+        ):
             # Once more under its lease: it may have been on its way into the record.
             await _hold(core, swept, stored.upload_id, discard_if_left_over)
     except (DataError, MetadataError) as error:

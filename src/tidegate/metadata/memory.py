@@ -17,6 +17,7 @@ from tidegate.ports import (
     Hold,
     Lease,
     LeaseLostError,
+    Line,
     Loaded,
     OverLimitError,
     PartUnavailableError,
@@ -32,7 +33,7 @@ from tidegate.protocol.model import Kind, State
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
-    from tidegate.ports import Change, MetadataStore, Room
+    from tidegate.ports import Change, Ended, MetadataStore, Room
     from tidegate.protocol.model import Event, Segment, Upload, UploadId
 
 _HOLDER = "memory"
@@ -60,18 +61,24 @@ class _Record:
 class _Told:
     """An event that was not delivered yet."""
 
-    __slots__ = ("attempts", "done", "due_at", "event", "sequence")
+    __slots__ = ("delivery", "given_up")
 
-    def __init__(self, sequence: int, event: Event) -> None:
-        self.sequence = sequence
-        self.event = event
-        self.attempts = 0
-        self.done: tuple[str, ...] = ()
-        self.due_at: float | None = 0.0
-        """None: given up. While it is claimed: when the claim ends."""
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self.given_up = False
 
-    def delivery(self) -> Delivery:
-        return Delivery(self.sequence, self.event, self.attempts, self.done)
+
+class _Line:
+    """When what an upload has to tell is delivered."""
+
+    __slots__ = ("claimed", "due_at", "more")
+
+    def __init__(self) -> None:
+        self.due_at = 0.0
+        """While it is claimed: when the claim ends."""
+        self.claimed = False
+        self.more = False
+        """Something was added since it was claimed."""
 
 
 class MemoryMetadataStore:
@@ -84,6 +91,7 @@ class MemoryMetadataStore:
     def __init__(self) -> None:
         self._records: dict[UploadId, _Record] = {}
         self._events: dict[int, _Told] = {}
+        self._lines: dict[UploadId, _Line] = {}
         self._sequence = itertools.count(1)
         self._tokens = itertools.count(1)
         self._released: dict[UploadId, set[anyio.Event]] = {}
@@ -300,66 +308,85 @@ class MemoryMetadataStore:
 
     def _tell(self, events: Iterable[Event]) -> None:
         for event in events:
-            told = _Told(next(self._sequence), event)
-            self._events[told.sequence] = told
+            delivery = Delivery(next(self._sequence), event, 0)
+            self._events[delivery.sequence] = _Told(delivery)
+            self._hurry(event.upload.id)
 
-    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
-        """Take events for delivery, for `ttl` seconds. See the port."""
-        claimed: list[Delivery] = []
-        seen: set[UploadId] = set()
+    def _hurry(self, upload_id: UploadId) -> None:
+        line = self._lines.setdefault(upload_id, _Line())
+        line.more = True
+        if not line.claimed:
+            line.due_at = 0.0
+
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
+        """Take what uploads have to tell for delivery, for `ttl` seconds. See the port."""
+        due = [upload_id for upload_id, line in self._lines.items() if line.due_at <= now]
+        due.sort(key=lambda upload_id: self._lines[upload_id].due_at)
+        claimed: dict[UploadId, list[Delivery]] = {upload_id: [] for upload_id in due[:limit]}
+        if not claimed:
+            return []
         for told in self._events.values():
-            if len(claimed) >= limit:
-                break
-            upload_id = told.event.upload.id
-            if told.due_at is None or upload_id in seen:
-                continue
-            seen.add(upload_id)
-            if told.due_at <= now:
-                told.due_at = now + ttl
-                claimed.append(told.delivery())
-        return claimed
+            upload_id = told.delivery.event.upload.id
+            if upload_id in claimed and not told.given_up:
+                claimed[upload_id].append(told.delivery)
+        for upload_id in claimed:
+            line = self._lines[upload_id]
+            line.due_at, line.claimed, line.more = now + ttl, True, False
+        return [
+            Line(upload_id, now + ttl, tuple(deliveries))
+            for upload_id, deliveries in claimed.items()
+        ]
 
-    async def acknowledge(self, sequence: int) -> None:
-        """The event was delivered: forget it."""
-        self._events.pop(sequence, None)
+    async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
+        """Note what became of lines, and let go of them. See the port."""
+        return [each.line.upload_id for each in ended if not self._end_claim(each)]
 
-    async def postpone(
-        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
-    ) -> None:
-        """Delivery failed: try again at `due_at`; None: give it up."""
-        told = self._events.get(sequence)
-        if told is not None and told.due_at is not None:
-            told.attempts += 1
-            told.done = tuple(done)
-            told.due_at = due_at
+    def _end_claim(self, ended: Ended) -> bool:
+        line = ended.line
+        held = self._lines.get(line.upload_id)
+        if held is None or not held.claimed or held.due_at != line.claim:
+            return False
+        for sequence in ended.told:
+            del self._events[sequence]
+        for delivery, given_up in ended.changed:
+            told = self._events[delivery.sequence]
+            told.delivery, told.given_up = delivery, given_up
+        if not ended.goes_on:
+            held.due_at = 0.0 if held.more or ended.due_at is None else ended.due_at
+            held.claimed = False
+            if not ended.kept and not held.more:
+                del self._lines[line.upload_id]
+        return True
 
     async def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""
         seen: set[UploadId] = set()
         for told in list(self._events.values()):
-            upload_id = told.event.upload.id
-            given_up = told.due_at is None
-            due_at = None if upload_id in seen else told.due_at
-            if not given_up:
+            upload_id = told.delivery.event.upload.id
+            due_at = None
+            if not told.given_up and upload_id not in seen:
                 seen.add(upload_id)
-            yield Undelivered(told.delivery(), due_at, given_up)
+                due_at = self._lines[upload_id].due_at
+            yield Undelivered(told.delivery, due_at, told.given_up)
 
     async def replay(self, sequence: int) -> bool:
         """Have an event that was given up delivered after all. See the port."""
         told = self._events.get(sequence)
-        if told is None or told.due_at is not None:
+        if told is None or not told.given_up:
             return False
-        told.attempts, told.done, told.due_at = 0, (), 0.0
+        told.delivery = told.delivery.after((), ())
+        told.given_up = False
+        self._hurry(told.delivery.event.upload.id)
         return True
 
     async def counts(self) -> Counts:
         """How much there is."""
-        pending = [told for told in self._events.values() if told.due_at is not None]
+        pending = [told for told in self._events.values() if not told.given_up]
         return Counts(
             uploads=dict(Counter(record.upload.state for record in self._records.values())),
             pending_events=len(pending),
             given_up_events=len(self._events) - len(pending),
-            oldest_event_at=min((told.event.at for told in pending), default=None),
+            oldest_event_at=min((told.delivery.event.at for told in pending), default=None),
         )
 
 

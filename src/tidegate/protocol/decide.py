@@ -257,12 +257,11 @@ def _creation_offered(offer: Offer) -> Refusal | None:
 # this by including creation-with-upload"; "it MUST add concatenation to the Tus-Extension header".
 def _extensions_offered(case: Case[Create]) -> Refusal | None:
     command = case.command
-    asked = {
-        "creation-defer-length": command.deferred,
-        "creation-with-upload": command.payload is not None,
-        "concatenation": command.kind is not Kind.REGULAR,
-    }
-    for extension, wanted in asked.items():
+    for extension, wanted in (
+        ("creation-defer-length", command.deferred),
+        ("creation-with-upload", command.payload is not None),
+        ("concatenation", command.kind is not Kind.REGULAR),
+    ):
         if wanted and extension not in case.offer.extensions:
             return Refusal(Code.NOT_OFFERED, f"the extension {extension} is not offered here")
     return None

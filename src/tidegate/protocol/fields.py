@@ -7,6 +7,9 @@ header, what was wrong, and what was expected.
 from __future__ import annotations
 
 import base64
+import binascii
+import functools
+import math
 import re
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -83,7 +86,7 @@ def metadata_pairs(raw: str) -> dict[str, bytes]:
         if not _BASE64.fullmatch(value):
             what = f"Upload-Metadata: the value of '{shown(key)}'"
             raise _not_base64(what, value, Code.BAD_METADATA)
-        pairs[key] = base64.b64decode(value)
+        pairs[key] = binascii.a2b_base64(value)
     return pairs
 
 
@@ -151,6 +154,12 @@ def concat(value: str) -> list[str] | None:
 
 def http_date(at: float) -> str:
     """An instant in the datetime format of RFC 9110, 5.6.7 (whole seconds, rounded down)."""
+    return _http_date(math.floor(at))
+
+
+@functools.lru_cache(maxsize=64)
+def _http_date(at: int) -> str:
+    # What is made in one second expires in one second.
     return formatdate(at, usegmt=True)
 
 

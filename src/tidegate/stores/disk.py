@@ -38,14 +38,29 @@ FILE_MODE: Final = 0o640
 """Less the umask. What strangers upload is not for every account of the machine to read."""
 
 
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Turn an OSError into NoSpaceError or DataError: "cannot <doing>: <why>"."""
-    try:
-        yield
-    except OSError as error:
-        why = f"cannot {doing}: {error.strerror or error}"
-        raise (NoSpaceError if error.errno in NO_SPACE else DataError)(why) from error
+class Translated:
+    """Turns an OSError into NoSpaceError or DataError: "cannot <doing>: <why>"."""
+
+    __slots__ = ("_doing",)
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        """Raise what the port says instead of an OSError."""
+        if isinstance(error, OSError):
+            why = f"cannot {self._doing}: {error.strerror or error}"
+            raise (NoSpaceError if error.errno in NO_SPACE else DataError)(why) from error
+
+
+def translated(doing: str) -> Translated:
+    """See Translated, which takes a third of the time of a generator."""
+    return Translated(doing)
 
 
 class Descriptor:

@@ -100,6 +100,11 @@ def _lock(fd: int, base: str) -> None:
         raise DataError(f"{base}: files cannot be locked there; choose a local disk") from error
 
 
+def incoming(name: str) -> str:
+    """The relative path of a file that is being received, by what its id is called there."""
+    return f"{INCOMING}/{naming.shard(name)}/{name}"
+
+
 def make_folder(path: str) -> bool:
     """Make one folder; False when it was there. Raises OSError."""
     try:

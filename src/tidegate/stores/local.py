@@ -7,11 +7,13 @@ was opened with, so that a file's upload can be told after the template was chan
 What a crash may leave, and what every method copes with: a record without a file (nothing was
 written), a file that is longer than its record's offset, and, since a file is moved before the
 record is committed, a file under its finished name, or under both, whose record says that it is
-still received.
+still received, or which has no record: then its name in `incoming` tells a sweep that none was
+lost.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
@@ -25,13 +27,21 @@ from anyio import CancelScope
 from tidegate.ports import Buffer, BytesMissingError, DataError, Digest, Flushed, Stored
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.model import Upload
-from tidegate.stores import disk, naming
+from tidegate.stores import disk, naming, whole
 from tidegate.stores.disk import Descriptor, translated
 from tidegate.stores.tree import Tree
 from tidegate.threads import Threads
 
 if TYPE_CHECKING:
-    from tidegate.ports import DataStore, Fence, FileStore, SplicingWriter, WholeStore, Writer
+    from tidegate.ports import (
+        AheadStore,
+        DataStore,
+        Fence,
+        FileStore,
+        SplicingWriter,
+        WholeStore,
+        Writer,
+    )
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -182,10 +192,24 @@ class LocalStore:
     ) -> dict[str, Any]:
         """Write a file without a name, sync it, name it: see `ports.WholeStore`."""
         if durable:
-            await self.run_sync(lambda: self._tree.store_whole(upload, chunks, durable=True))
+            await self.run_sync(lambda: whole.store(self._tree, upload, chunks, durable=True))
         else:
-            await self.run(lambda: self._tree.store_whole(upload, chunks, durable=False))
+            await self.run(lambda: whole.store(self._tree, upload, chunks, durable=False))
         return dict(upload.storage)
+
+    async def store_ahead(self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool) -> bool:
+        """Write a file under both of its names: see `ports.AheadStore`."""
+        store = functools.partial(whole.store_ahead, self._tree, upload, chunks, durable=durable)
+        if durable:
+            return await self.run_sync(store)
+        if self._threads is None:
+            raise DataError("the data store is not open")
+        return await self._threads.run_together(store)
+
+    def confirm(self, upload: Upload) -> None:
+        """Have it known by its finished name alone: see `ports.AheadStore`."""
+        if self._threads is not None:
+            self._threads.post_together(whole.confirm, self._tree, upload)
 
     async def read(self, upload: Upload, start: int, stop: int) -> AsyncIterator[bytes]:
         """Bytes [start, stop) in chunks of READ_CHUNK.
@@ -356,3 +380,4 @@ if TYPE_CHECKING:
     ___: type[SplicingWriter] = LocalWriter
     ____: type[FileStore] = LocalStore
     _____: type[WholeStore] = LocalStore
+    ______: type[AheadStore] = LocalStore

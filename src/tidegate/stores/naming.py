@@ -181,6 +181,7 @@ class Template:
         self._fields = fields = {
             piece.text for pieces in self._components for piece in pieces if piece.field
         }
+        self._plain = fields <= {"id", "shard"}
         if "id" not in fields:
             raise ValueError(f"the name template {text!r} lacks {{id}}, which makes names unique")
         # Where the id stands, and what surrounds it there: see `ids`.
@@ -209,7 +210,7 @@ class Template:
         """The relative path of the upload's finished file. Pure."""
         name = token(upload.id)
         values = {"id": name, "shard": shard(name)}
-        if not self._fields <= values.keys():
+        if not self._plain:
             created = datetime.datetime.fromtimestamp(upload.created_at, datetime.UTC)
             values["year"] = f"{created.year:04}"
             values["month"] = f"{created.month:02}"

@@ -15,7 +15,7 @@ from typing import Final
 from tidegate.ports import Stored
 from tidegate.protocol.model import Upload, UploadId
 from tidegate.stores import disk, naming
-from tidegate.stores.layout import FINISHED, INCOMING
+from tidegate.stores.layout import FINISHED, INCOMING, incoming
 
 SIGNATURE: Final = "user.tidegate.id"
 """The extended attribute with the upload's id."""
@@ -36,7 +36,8 @@ def sign(fd: int, upload: Upload, place: str, templates: Sequence[naming.Templat
 def walk(base: str, templates: Sequence[naming.Template]) -> Generator[Stored, None, None]:
     """All files whose upload is certain. Raises DataError."""
     with disk.translated("list"):
-        for top in (INCOMING, FINISHED):
+        # In this order: without its name in INCOMING the other would be taken for a whole upload's.
+        for top in (FINISHED, INCOMING):
             for place, entry in _files(base, top):
                 upload_id = _owner(base, place, templates)
                 if upload_id is None:
@@ -45,8 +46,16 @@ def walk(base: str, templates: Sequence[naming.Template]) -> Generator[Stored, N
                     found = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                whole = top == FINISHED
-                yield Stored(upload_id, found.st_size, found.st_mtime, place, whole)
+                marked = found.st_nlink > 1 and (
+                    top == INCOMING or _is_marked(base, upload_id, found)
+                )
+                whole = top == FINISHED and not marked
+                yield Stored(upload_id, found.st_size, found.st_mtime, place, whole, marked)
+
+
+def _is_marked(base: str, upload_id: UploadId, found: os.stat_result) -> bool:
+    """Whether a finished file has its first name as well: there may be no record of it."""
+    return disk.same_file(os.path.join(base, incoming(naming.token(upload_id))), found)
 
 
 def _files(base: str, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from msgspec.structs import replace
-
 from tidegate.ports import (
-    Buffer,
     BytesBusyError,
     BytesMissingError,
     DataError,
@@ -38,6 +36,10 @@ ATTEMPTS: Final = 16
 time somebody else got on, and an upload has two places."""
 
 
+_PLAIN: Final = re.compile(r"[a-z]+(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+"""Paths of which there is nothing to fear: what most are."""
+
+
 class Places(NamedTuple):
     """The two paths that an upload's file can have."""
 
@@ -52,7 +54,8 @@ class Tree:
         self.base = ""
         self._root = root
         self._template = template
-        self._known_templates = [template]
+        self.templates = [template]
+        """Every template that files may be named by."""
         self._lock = threading.Lock()
         self._synced_folders: OrderedDict[str, None] = OrderedDict()
         self._failed_syncs: dict[UploadId, int] = {}
@@ -63,7 +66,7 @@ class Tree:
     def open(self) -> None:
         """Make the folders, see that locks work there; clean nothing. Raises DataError."""
         self.base = os.path.abspath(self._root)
-        self._known_templates = layout.prepare(self.base, self._template)
+        self.templates = layout.prepare(self.base, self._template)
 
     # ------------------------------------------------------------------------------- where it is
 
@@ -71,7 +74,7 @@ class Tree:
         """Relative paths: what the record keeps. Pure."""
         name = naming.token(upload.id)
         return {
-            "incoming": f"{INCOMING}/{naming.shard(name)}/{name}",
+            "incoming": layout.incoming(name),
             "finished": f"{FINISHED}/{upload.name or self._template.render(upload)}",
         }
 
@@ -83,7 +86,10 @@ class Tree:
         )
 
     def _inside(self, relative: object, folder: str) -> str:
-        if isinstance(relative, str) and _is_encodable(relative):
+        if isinstance(relative, str) and _PLAIN.fullmatch(relative):
+            if relative.startswith(f"{folder}/"):
+                return f"{self.base}/{relative}"
+        elif isinstance(relative, str) and _is_encodable(relative):
             parts = relative.split("/")
             if parts[0] == folder and len(parts) > 1 and not {"", ".", ".."}.intersection(parts):
                 return os.path.join(self.base, relative)
@@ -259,50 +265,11 @@ class Tree:
                 if size > upload.length:
                     # Never acknowledged, so they never counted.
                     os.ftruncate(fd, upload.length)
-                owners.sign(fd, upload, upload.storage["finished"], self._known_templates)
+                owners.sign(fd, upload, upload.storage["finished"], self.templates)
                 with self.noting_failed_sync(upload.id, upload.synced_offset):
                     if durable:
                         disk.sync_data(fd)
                     self._move_to_finished(upload, places, durable=durable)
-
-    def store_whole(self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool) -> None:
-        """Store a whole upload, which is nowhere yet, under its finished name.
-
-        Raises NoSpaceError, SyncFailedError, DataError.
-        """
-        path = self.places(upload).finished
-        folder = os.path.dirname(path)
-        with translated("store"):
-            try:
-                file = disk.open_unnamed(folder)
-            except FileNotFoundError:
-                make_folders(folder)
-                file = disk.open_unnamed(folder)
-            named = file is not None and self._store_named(file, upload, chunks, durable=durable)
-        if not named:
-            self._store_in_steps(upload, chunks, durable=durable)
-        elif durable:
-            self.sync_names(path)
-
-    def _store_named(
-        self, file: Descriptor, upload: Upload, chunks: Sequence[Buffer], *, durable: bool
-    ) -> bool:
-        with closing(file), file.use() as fd:
-            disk.write_at(fd, chunks, 0, lambda _: None)
-            owners.sign(fd, upload, upload.storage["finished"], self._known_templates)
-            if durable:
-                disk.sync_data(fd)
-            try:
-                return disk.give_name(fd, self.places(upload).finished)
-            except FileExistsError:
-                raise _taken(upload) from None
-
-    def _store_in_steps(self, upload: Upload, chunks: Sequence[Buffer], *, durable: bool) -> None:
-        file, _ = self.open_writer(upload)
-        with closing(file):
-            with file.use() as fd:
-                disk.write_at(fd, chunks, 0, lambda _: None)
-            self.finish(replace(upload, offset=upload.promised), durable=durable)
 
     def _move_to_finished(self, upload: Upload, places: Places, *, durable: bool) -> None:
         # That the old name is gone is not synced: with both a file can be found all the same.
@@ -314,7 +281,7 @@ class Tree:
             make_folders(os.path.dirname(places.finished))
             disk.move(places.incoming, places.finished, sync_new_name)
         except FileExistsError:
-            raise _taken(upload) from None
+            raise taken(upload) from None
         except FileNotFoundError:
             if disk.size_of(places.finished) is None:
                 raise BytesMissingError(f"upload {upload.id} was deleted meanwhile") from None
@@ -369,7 +336,7 @@ class Tree:
 
     def walk(self) -> Generator[Stored, None, None]:
         """All files whose upload is certain. Raises DataError."""
-        return owners.walk(self.base, self._known_templates)
+        return owners.walk(self.base, self.templates)
 
     def _remove_own_folders(self, path: str, upload_id: UploadId) -> None:
         """Remove the folders that only this upload can be in (the template `{id}/{filename}`)."""
@@ -386,7 +353,8 @@ class Tree:
             folder = os.path.dirname(folder)
 
 
-def _taken(upload: Upload) -> DataError:
+def taken(upload: Upload) -> DataError:
+    """What is raised when an upload's finished name is another file's."""
     place = upload.storage["finished"]
     return DataError(f"upload {upload.id}: another file is in its place, {place}")
 

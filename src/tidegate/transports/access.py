@@ -40,8 +40,11 @@ SANE_ID: Final = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 """Request ids that are taken over: what UUIDs, trace ids, ULIDs and base64 are made of."""
 
 
-class Line(msgspec.Struct, omit_defaults=True):
-    """A request, as a log line tells of it. What the client sent is not made safe yet."""
+class Line(msgspec.Struct, omit_defaults=True, gc=False):
+    """A request, as a log line tells of it. What the client sent is not made safe yet.
+
+    It can be part of no cycle, so the collector need not look at the many that there are.
+    """
 
     timestamp: datetime
     request_id: str
@@ -154,7 +157,8 @@ class Access:
     def reject(self, status: int, client: str | None) -> None:
         """Tell of what came and was not a request: it was answered with `status`."""
         if self._measures is not None:
-            self._measures.add(_requests("other", status, Code.BAD_REQUEST.label))
+            requests, _ = _cells("other", status, Code.BAD_REQUEST.label)
+            self._measures.add(requests)
         if self._tell is not None:
             self._tell(
                 Line(
@@ -195,8 +199,9 @@ class Access:
         measures = self._measures
         if measures is not None:
             method = request.method if request.method in METHODS else "other"
-            measures.add(_requests(method, status, outcome))
-            measures.observe(REQUEST_SECONDS, _seconds(method), seconds)
+            requests, durations = _cells(method, status, outcome)
+            measures.add(requests)
+            measures.observe(REQUEST_SECONDS, durations, seconds)
             if sent.bytes:
                 measures.add(SENT.start, sent.bytes)
         if self._tell is None:
@@ -250,17 +255,11 @@ def _metadata(raw: str) -> dict[str, str]:
     return {key: value.decode("utf-8", "replace") for key, value in pairs.items()}
 
 
-# Their arguments are few: nothing that a client can choose.
-
-
-@functools.cache
-def _seconds(method: str) -> int:
-    return REQUEST_SECONDS.cell(method)
-
-
-@functools.cache
-def _requests(method: str, status: int | None, outcome: str) -> int:
+@functools.cache  # its arguments are few: nothing that a client can choose
+def _cells(method: str, status: int | None, outcome: str) -> tuple[int, int]:
+    """Where such requests are counted, and their durations."""
     shown = NO_STATUS if status is None else str(status)
     if shown not in STATUSES:
         shown = f"{shown[0]}xx"
-    return REQUESTS.cell(method, shown, outcome if outcome in OUTCOMES else "other")
+    counted = REQUESTS.cell(method, shown, outcome if outcome in OUTCOMES else "other")
+    return counted, REQUEST_SECONDS.cell(method)

@@ -297,8 +297,8 @@ class Tidegate:
     ) -> Answer:
         """Answer a request, however it came in. Never raises what is not a cancellation.
 
-        `path` is its own, `known`: it is under our base path. `upgrade_is_safe`: the transport keeps the body of
-        a request that carries an Upgrade field.
+        `path` is its own, `known`: it is under our base path. `upgrade_is_safe`: the transport
+        keeps the body of a request that carries an Upgrade field.
         """
         if path in self._pages.paths:
             return await self._pages.answer(request, path)

@@ -98,19 +98,21 @@ class Service:
         try:
             answer = await self._answer(request, body)
         except Refusal as refusal:
-            answer = self._refuse(refusal, request)
+            answer = _refused(refusal, request)
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             internal = Refusal(Code.INTERNAL, "something went wrong here; try again")
-            answer = self._refuse(internal, request)
-        cors = self._cors.headers(request)
-        return msgspec.structs.replace(answer, headers=answer.headers + cors)
+            answer = _refused(internal, request)
+        return self._shared(answer, request)
 
     def refuse(self, refusal: Refusal, request: Request) -> Answer:
         """The answer to a request that is refused by the transport itself."""
-        answer = self._refuse(refusal, request)
-        cors = self._cors.headers(request)
-        return msgspec.structs.replace(answer, headers=answer.headers + cors)
+        return self._shared(_refused(refusal, request), request)
+
+    def _shared(self, answer: Answer, request: Request) -> Answer:
+        """An answer that a page of another site may read, if it may."""
+        answer.headers.extend(self._cors.headers(request))
+        return answer
 
     async def _answer(self, request: Request, body: Body) -> Answer:
         command = tus1.parse(request)
@@ -141,14 +143,15 @@ class Service:
             return None
         return await self.engine.link(upload, Shown(*downloads.presentation(upload)))
 
-    def _refuse(self, refusal: Refusal, request: Request) -> Answer:
-        response = tus1.render_refusal(refusal, request)
-        return Answer(
-            status=response.status,
-            headers=response.headers,
-            body=response.body,
-            outcome=refusal.code.label,
-        )
+
+def _refused(refusal: Refusal, request: Request) -> Answer:
+    response = tus1.render_refusal(refusal, request)
+    return Answer(
+        status=response.status,
+        headers=response.headers,
+        body=response.body,
+        outcome=refusal.code.label,
+    )
 
 
 def _asked(command: Command, request: Request) -> UploadRequest | None:

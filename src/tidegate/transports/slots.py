@@ -6,13 +6,9 @@ import hashlib
 import ipaddress
 import mmap
 import secrets
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tidegate.protocol.errors import Code, Refusal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CELLS: Final = 1 << 16
 """Counters for clients, of which each has two by chance: with a thousand clients at work, one in
@@ -54,44 +50,43 @@ class Slots:
         """How many bodies are being received, by all processes."""
         return self._count(0)
 
-    @contextmanager
-    def taken(self, client: str | None) -> Iterator[None]:
-        """Hold a slot. Raises Refusal when there is none.
+    def taken(self, client: str | None) -> Taken:
+        """What holds a slot for as long as it is entered. Entering raises Refusal when there is none.
 
         503, also for the one client: the clients that are most in use give up on any other status
         that says "not now" (tus-js-client on 429).
         """
-        with self._counted([0]):
-            if self.most is not None and self._count(0) > self.most:
-                raise Refusal(
-                    Code.UNAVAILABLE,
-                    f"the server receives {self.most} uploads already; try again soon",
-                    retry_after=RETRY_AFTER,
-                )
-            if client is None or self.most_per_client is None:
-                yield
-                return
-            cells = self._cells(client)
-            with self._counted(cells):
-                if min(map(self._count, cells)) > self.most_per_client:
-                    raise Refusal(
-                        Code.UNAVAILABLE,
-                        f"your address sends {self.most_per_client} uploads already;"
-                        " wait for one of them to end",
-                        retry_after=RETRY_AFTER,
-                    )
-                yield
+        return Taken(self, client)
 
-    @contextmanager
-    def _counted(self, cells: list[int]) -> Iterator[None]:
+    def take(self, client: str | None) -> list[int]:
+        """Take a slot; the cells to `give_back`. Raises Refusal."""
+        cells = [0]
+        self._add(cells, 1)
+        refusal = None
+        if self.most is not None and self._count(0) > self.most:
+            refusal = f"the server receives {self.most} uploads already; try again soon"
+        elif client is not None and self.most_per_client is not None:
+            own = self._cells(client)
+            self._add(own, 1)
+            cells += own
+            if min(map(self._count, own)) > self.most_per_client:
+                refusal = (
+                    f"your address sends {self.most_per_client} uploads already;"
+                    " wait for one of them to end"
+                )
+        if refusal is not None:
+            self.give_back(cells)
+            raise Refusal(Code.UNAVAILABLE, refusal, retry_after=RETRY_AFTER)
+        return cells
+
+    def give_back(self, cells: list[int]) -> None:
+        """Have a slot no more."""
+        self._add(cells, -1)
+
+    def _add(self, cells: list[int], count: int) -> None:
         start = self._place * self._width
         for cell in cells:
-            self._counters[start + cell] += 1
-        try:
-            yield
-        finally:
-            for cell in cells:
-                self._counters[start + cell] -= 1
+            self._counters[start + cell] += count
 
     def _count(self, cell: int) -> int:
         return sum(self._counters[place * self._width + cell] for place in range(self._places))
@@ -100,6 +95,23 @@ class Slots:
         digest = hashlib.blake2b(_customer(client).encode(), digest_size=8, key=self._key).digest()
         first, second = (int.from_bytes(half) % CELLS for half in (digest[:4], digest[4:]))
         return [1 + first] if first == second else [1 + first, 1 + second]
+
+
+class Taken:
+    """A slot, held for as long as it is entered."""
+
+    __slots__ = ("_cells", "_client", "_slots")
+
+    def __init__(self, slots: Slots, client: str | None) -> None:
+        self._slots = slots
+        self._client = client
+        self._cells: list[int] = []
+
+    def __enter__(self) -> None:
+        self._cells = self._slots.take(self._client)
+
+    def __exit__(self, *_: object) -> None:
+        self._slots.give_back(self._cells)
 
 
 def _customer(client: str) -> str:

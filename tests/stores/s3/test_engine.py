@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -20,7 +21,7 @@ from tests.support.s3_server import S3Server
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.metadata.memory import MemoryMetadataStore
-from tidegate.ports import BodyEnd, DataError, MetadataError
+from tidegate.ports import BodyEnd, DataError, Hold, MetadataError
 from tidegate.protocol.commands import Append, Checksum, Create, Download, Inspect, Payload
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.model import Kind, UploadId
@@ -228,6 +229,100 @@ async def test_a_completion_that_does_not_end_is_carried_out_by_the_next(
         read = [chunk async for chunk in engine.read(result.upload, 0, len(data))]
         assert b"".join(read) == data
         over.set()
+
+
+async def is_held(records: MemoryMetadataStore, upload_id: UploadId) -> bool:
+    loaded = await records.load(upload_id)
+    return loaded is not None and loaded.hold is Hold.HELD
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_an_assembler_that_is_cut_off_leaves_it_to_others(
+    *,
+    silent: bool,
+    way: tuple[S3Server, Faults],
+    moto_server: S3Server,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Nobody asks it to, and its requests would be made again for a minute."""
+    over = anyio.Event()
+
+    async def cut_off(_asked: Asked, _go: Callable[[], Awaitable[bytes]]) -> bytes:
+        if silent:
+            await over.wait()
+        return b""
+
+    options: dict[str, Any] = {"least_part": PART, "part_size": PART, "memory": 8 * PART}
+    options["patience"] = 60.0
+    settings = Settings(sweep_every=1e6, let_go_within=0.3, assemble_within=0.1)
+    records = MemoryMetadataStore()
+    data = random.Random(10).randbytes(2 * PART + 1000)
+    near = moto_server.store(request.node.name, **options)
+    far = way[0].store(request.node.name, **options)
+    async with Engine(near, records, settings=settings) as healthy:
+        part = await healthy.handle(
+            Create(kind=Kind.PARTIAL, length=len(data), payload=Payload(length=len(data))),
+            ScriptedBody(data),
+        )
+        assert isinstance(part, Created)
+        async with Engine(far, records, settings=settings) as lonely:
+            for operation in "UploadPart", "HeadBucket":
+                way[1].add(operation, cut_off, times=1000)
+            final = await lonely.handle(
+                Create(kind=Kind.FINAL, parts=(part.upload.id, part.upload.id)), NOTHING
+            )
+            assert isinstance(final, Created)
+            assert not final.upload.complete
+            with anyio.fail_after(20):
+                while not await is_held(records, final.upload.id):
+                    await anyio.sleep(0.01)
+                while True:
+                    result = await healthy.handle(Inspect(id=final.upload.id), NOTHING)
+                    assert isinstance(result, Inspected)
+                    if result.upload.complete:
+                        break
+                    await anyio.sleep(0.01)
+            over.set()
+            way[1].clear()
+        read = [chunk async for chunk in healthy.read(result.upload, 0, 2 * len(data))]
+        assert b"".join(read) == 2 * data
+
+
+async def test_an_assembly_that_is_slow_goes_on(
+    way: tuple[S3Server, Faults], request: pytest.FixtureRequest
+) -> None:
+    """As long as the bucket answers others."""
+    looked, copies = 0, 0
+
+    async def look(_asked: Asked, go: Callable[[], Awaitable[bytes]]) -> bytes:
+        nonlocal looked
+        looked += 1
+        return await go()
+
+    async def crawl(_asked: Asked, go: Callable[[], Awaitable[bytes]]) -> bytes:
+        nonlocal copies
+        copies += 1
+        before = looked
+        with anyio.fail_after(10):
+            while looked < before + 2:
+                await anyio.sleep(0.01)
+        return await go()
+
+    data = random.Random(11).randbytes(PART)
+    store = way[0].store(request.node.name, least_part=PART, part_size=PART, memory=8 * PART)
+    settings = Settings(sweep_every=1e6, let_go_within=1, assemble_within=30)
+    async with Engine(store, MemoryMetadataStore(), settings=settings) as engine:
+        part = await engine.handle(
+            Create(kind=Kind.PARTIAL, length=PART, payload=Payload(length=PART)),
+            ScriptedBody(data),
+        )
+        assert isinstance(part, Created)
+        way[1].add("UploadPart", crawl)
+        way[1].add("HeadBucket", look, times=1000)
+        final = await engine.handle(Create(kind=Kind.FINAL, parts=(part.upload.id,)), NOTHING)
+        assert isinstance(final, Created)
+        assert final.upload.complete
+        assert copies == 1
 
 
 @pytest.mark.parametrize("seed", range(6))

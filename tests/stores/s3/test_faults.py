@@ -219,6 +219,15 @@ async def test_an_outage_is_told_within_bounds(make_store: MakeStore, faults: Fa
                     await send(writer, DATA)
 
 
+async def test_whether_the_bucket_is_reached_is_told_soon(store: S3Store, faults: Faults) -> None:
+    """One refusal says nothing; more of them are not waited for as a request is."""
+    faults.refuse("HeadBucket", 503, "SlowDown")
+    await store.probe()
+    faults.refuse("HeadBucket", 503, "SlowDown", times=1000)
+    with anyio.fail_after(3), pytest.raises(DataError):
+        await store.probe()
+
+
 async def test_a_tail_that_cannot_be_read(make_store: MakeStore, faults: Faults) -> None:
     """What it holds is not made up for; it counts again as soon as it can."""
     async with make_store(patience=0.2) as store:

@@ -1,127 +1,146 @@
 """What the PostgreSQL store does to its events.
 
-`rows` writes them with the change that they tell of. What makes another event of an upload
-the next one locks the one that was, in a statement before: so it sees all that were written
-meanwhile, and who writes one waits to see what became of it. Those are scripts, in one round trip;
-a number in them is a number, and text is in hexadecimal digits, so that nothing needs quotes.
+`rows` writes them with the change that they tell of, and their upload's line: it locks that, and so
+does whoever claims it, or ends a claim.
 """
-
-# ruff: noqa: S608  (made of our own words; what comes from outside is a value)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tidegate.metadata.encoding import decode_event
-from tidegate.ports import Counts, Delivery, Undelivered
-from tidegate.protocol.model import State
+from tidegate.metadata.encoding import decode_delivery, due_at_once, encode_delivery
+from tidegate.ports import Counts, Line, Undelivered
+from tidegate.protocol.model import State, UploadId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from tidegate.metadata.postgres.link import Link
+    from tidegate.ports import Delivery, Ended
 
-# That there is none before it is true of all that are due, but for an event that is replayed while
-# its upload is changed.
+# Asked every moment, mostly in vain: then it writes nothing.
 _CLAIM = """
     WITH due AS MATERIALIZED (
-        SELECT e.sequence FROM tidegate.event e
-        WHERE e.due_at <= $1::float8 AND NOT EXISTS (
-            SELECT FROM tidegate.event o
-            WHERE o.upload_id = e.upload_id AND o.sequence < e.sequence AND NOT o.given_up
-        )
-        ORDER BY e.due_at, e.sequence LIMIT $2::bigint FOR UPDATE OF e SKIP LOCKED
+        SELECT upload_id FROM tidegate.line WHERE due_at <= $1::float8
+        ORDER BY due_at LIMIT $2::bigint FOR UPDATE SKIP LOCKED
     )
-    UPDATE tidegate.event e SET due_at = $1 + $3::float8 FROM due WHERE e.sequence = due.sequence
-    RETURNING e.sequence, e.record, e.attempts, e.done
+    UPDATE tidegate.line l SET due_at = $1 + $3::float8, claimed = true, more = false
+    FROM due WHERE l.upload_id = due.upload_id
+    RETURNING l.upload_id, l.due_at
 """
-_DUE = "SELECT EXISTS (SELECT FROM tidegate.event WHERE due_at <= $1::float8) AS found"
+# A statement of its own: it sees all that was added before the claim.
+_LINES = """
+    SELECT upload_id, sequence, record, done, retries FROM tidegate.event
+    WHERE upload_id = ANY($1::text[]) AND NOT given_up ORDER BY sequence
+"""
 
 
-async def claim(link: Link, now: float, limit: int, ttl: float) -> list[Delivery]:
-    """Take events that are due."""
-    # Asked every moment, mostly in vain: that should write nothing.
-    if not (await link.row(_DUE, now))["found"]:
+async def claim(link: Link, now: float, limit: int, ttl: float) -> list[Line]:
+    """Take what is due."""
+    claimed = await link.fetch(_CLAIM, now, limit, ttl)
+    if not claimed:
         return []
-    rows = await link.fetch(_CLAIM, now, limit, ttl)
-    return sorted((_delivery(row) for row in rows), key=lambda delivery: delivery.sequence)
+    found: dict[str, list[Delivery]] = {row["upload_id"]: [] for row in claimed}
+    for upload_id, *delivery in await link.fetch(_LINES, list(found)):
+        found[upload_id].append(decode_delivery(*delivery))
+    lines = [
+        Line(UploadId(row["upload_id"]), row["due_at"], tuple(found[row["upload_id"]]))
+        for row in claimed
+    ]
+    return sorted(lines, key=due_at_once)
 
 
-def _delivery(row: Any) -> Delivery:
-    done = tuple(row["done"].split())
-    return Delivery(row["sequence"], decode_event(row["record"]), row["attempts"], done)
-
-
-_LOCK = "SELECT 1 FROM tidegate.event WHERE sequence = {0} FOR UPDATE;"
-_NEXT = """
-    UPDATE tidegate.event SET due_at = 0 WHERE due_at IS NULL AND sequence = (
-        SELECT min(e.sequence) FROM tidegate.event e, was
-        WHERE e.upload_id = was.upload_id AND e.sequence <> was.sequence AND NOT e.given_up
-    )"""
-
-
-async def acknowledge(link: Link, sequence: int) -> None:
-    """Forget an event, and let the next of its upload come forward."""
-    await _script(
-        link,
-        f"{_LOCK.format(f'{sequence:d}')} WITH was AS (DELETE FROM tidegate.event"
-        f" WHERE sequence = {sequence:d} AND NOT given_up RETURNING upload_id, sequence) {_NEXT}",
+# In order, so that of two who lock several none waits for the other.
+_END_CLAIMS = """
+    WITH held AS MATERIALIZED (
+        SELECT l.upload_id, l.more, e.keeps, e.goes_on, e.due_at, e.at_once
+        FROM tidegate.line l
+        JOIN unnest(
+            $1::text[], $2::float8[], $3::boolean[], $4::boolean[], $5::float8[], $6::float8[]
+        ) AS e (upload_id, claim, keeps, goes_on, due_at, at_once) USING (upload_id)
+        WHERE l.claimed AND l.due_at = e.claim ORDER BY l.upload_id FOR UPDATE OF l
+    ),
+    told AS (
+        DELETE FROM tidegate.event e USING held
+        WHERE e.sequence = ANY($7::bigint[]) AND e.upload_id = held.upload_id
+    ),
+    noted AS (
+        UPDATE tidegate.event e SET done = n.done, retries = n.retries, given_up = n.given_up
+        FROM held, unnest($8::bigint[], $9::text[], $10::text[], $11::boolean[])
+            AS n (sequence, done, retries, given_up)
+        WHERE e.sequence = n.sequence AND e.upload_id = held.upload_id
+    ),
+    over AS (
+        DELETE FROM tidegate.line l USING held
+        WHERE l.upload_id = held.upload_id AND NOT (held.more OR held.keeps OR held.goes_on)
+    ),
+    next AS (
+        UPDATE tidegate.line l SET claimed = false,
+            due_at = CASE WHEN held.more THEN held.at_once
+                ELSE coalesce(held.due_at, held.at_once) END
+        FROM held
+        WHERE l.upload_id = held.upload_id AND (held.more OR held.keeps) AND NOT held.goes_on
     )
+    SELECT upload_id FROM held
+"""
 
 
-async def postpone(link: Link, sequence: int, due_at: float | None, done: Iterable[str]) -> None:
-    """Note a failed delivery; None: give the event up."""
-    due = "NULL" if due_at is None else f"{due_at!r}::float8"
-    names = " ".join(done).encode().hex()
-    await _script(
-        link,
-        f"{_LOCK.format(f'{sequence:d}')} WITH was AS (UPDATE tidegate.event"
-        f" SET attempts = attempts + 1, due_at = {due}, given_up = {due_at is None},"
-        f" done = convert_from(decode('{names}', 'hex'), 'UTF8')"
-        f" WHERE sequence = {sequence:d} AND NOT given_up RETURNING upload_id, sequence)"
-        + (_NEXT if due_at is None else " SELECT FROM was"),
+async def end_claims(link: Link, ended: Sequence[Ended]) -> list[UploadId]:
+    """Note what became of lines, and let go of them; those that were not held."""
+    noted = [
+        (delivery.sequence, *encode_delivery(delivery), given_up)
+        for each in ended
+        for delivery, given_up in each.changed
+    ]
+    held = await link.fetch(
+        _END_CLAIMS,
+        [each.line.upload_id for each in ended],
+        [each.line.claim for each in ended],
+        [bool(each.kept) for each in ended],
+        [each.goes_on for each in ended],
+        [each.due_at for each in ended],
+        [due_at_once(each.line) for each in ended],
+        [sequence for each in ended for sequence in each.told],
+        *([row[column] for row in noted] for column in range(4)),
     )
+    found = {row["upload_id"] for row in held}
+    return [each.line.upload_id for each in ended if each.line.upload_id not in found]
 
 
 _REPLAY = """
-    UPDATE tidegate.event SET attempts = 0, done = '', given_up = false
-    WHERE sequence = $1::bigint AND given_up RETURNING upload_id
-"""
-# What was next is not any more; an older one that was given up stays so.
-_REORDER = """
-    UPDATE tidegate.event e SET due_at = CASE WHEN e.sequence = f.first THEN 0 END
-    FROM (
-        SELECT min(sequence) AS first FROM tidegate.event WHERE upload_id = $1 AND NOT given_up
-    ) f
-    WHERE e.upload_id = $1 AND NOT e.given_up
-        AND (e.sequence = f.first) = (e.due_at IS NULL)
+    WITH replayed AS (
+        UPDATE tidegate.event SET done = '', retries = '', given_up = false
+        WHERE sequence = $1::bigint AND given_up RETURNING upload_id, sequence
+    )
+    INSERT INTO tidegate.line AS l (upload_id, due_at)
+    SELECT upload_id, -1.0 / sequence FROM replayed
+    ON CONFLICT (upload_id) DO UPDATE SET more = true,
+        due_at = CASE WHEN l.claimed THEN l.due_at ELSE least(l.due_at, excluded.due_at) END
+    RETURNING 1
 """
 
 
 async def replay(link: Link, sequence: int) -> bool:
-    """Make an event that was given up the oldest of its upload that is to be delivered."""
-    async with link.transaction():
-        row = await link.row(_REPLAY, sequence)
-        if row is not None:
-            await link.fetch(_REORDER, row["upload_id"])
-    return row is not None
-
-
-async def _script(link: Link, sql: str) -> None:
-    # Where it fails it leaves a transaction behind: the pool drops such a link.
-    await link.script(f"BEGIN ISOLATION LEVEL READ COMMITTED; {sql}; COMMIT")
+    """Have an event that was given up delivered after all, before the younger ones."""
+    return await link.row(_REPLAY, sequence) is not None
 
 
 _EVENTS = """
-    SELECT sequence, due_at, given_up, record, attempts, done FROM tidegate.event
-    WHERE sequence > $1::bigint ORDER BY sequence LIMIT $2::bigint
+    SELECT e.sequence, e.record, e.done, e.retries, e.given_up, l.due_at FROM tidegate.event e
+    LEFT JOIN tidegate.line l ON l.upload_id = e.upload_id AND e.sequence = (
+        SELECT min(o.sequence) FROM tidegate.event o
+        WHERE o.upload_id = e.upload_id AND NOT o.given_up
+    )
+    WHERE e.sequence > $1::bigint ORDER BY e.sequence LIMIT $2::bigint
 """
 
 
 async def events(link: Link, after: int, limit: int) -> list[Undelivered]:
     """A page of all that are kept."""
-    rows = await link.fetch(_EVENTS, after, limit)
-    return [Undelivered(_delivery(row), row["due_at"], row["given_up"]) for row in rows]
+    return [
+        Undelivered(decode_delivery(*delivery), due_at, given_up)
+        for *delivery, given_up, due_at in await link.fetch(_EVENTS, after, limit)
+    ]
 
 
 _STATES = "SELECT state, count(*) AS count FROM tidegate.upload GROUP BY state"

@@ -16,6 +16,7 @@ import anyio.to_thread
 import asyncpg
 from asyncpg import connect_utils
 
+from tidegate.metadata.certificates import unreadable
 from tidegate.metadata.postgres.errors import ends_connection
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # What a connection needs to come about at most, so that a second server in the URL gets its try.
 _CONNECT: Final = 3.0
+_FILES: Final = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 
 
 class Link:
@@ -118,6 +120,8 @@ def _resolve(dsn: str) -> _Resolved:
 
     The driver would do the same by itself, but on the event loop.
     """
+    if why := unreadable(dsn, _FILES):
+        raise asyncpg.exceptions.ClientConfigurationError(why)
     parse = connect_utils._parse_connect_arguments  # noqa: SLF001  (there is no other way in)
     arguments: dict[str, Any] = dict.fromkeys(inspect.signature(parse).parameters)
     arguments |= {name: 0 for name in arguments if name.startswith(("max_", "statement_"))}

@@ -74,6 +74,7 @@ class Pool:
         deadline = loop.time() + (patience or self._address.patience)
         pause = _FIRST_PAUSE
         again = False
+        seen: BaseException | None = None
         while True:
             if self._closed:
                 raise UnavailableError("the metadata database is closed")
@@ -85,6 +86,8 @@ class Pool:
                     return await work(link)
             except TROUBLE as error:
                 known = outcome(error)
+                # That time was up in the end says less than what had used it up.
+                seen = seen if seen is not None and isinstance(error, TimeoutError) else error
                 self._prepares = self._prepares and not is_of_pooler(error)
                 final = known is Outcome.REFUSED or (known is Outcome.UNKNOWN and began and once)
                 again = again or (began and known is Outcome.UNKNOWN)
@@ -92,7 +95,7 @@ class Pool:
                 # Not all at once, when many were cut off together.
                 wait = pause * random.uniform(0.5, 1)  # noqa: S311
                 if final or loop.time() + wait >= deadline:
-                    raise translate(error, self._address.dsn) from error
+                    raise translate(seen, self._address.dsn) from error
             await asyncio.sleep(wait)
 
     @contextlib.asynccontextmanager

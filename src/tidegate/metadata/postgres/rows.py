@@ -44,18 +44,20 @@ _PIN = """,
         INSERT INTO tidegate.final_part (part_id, final_id)
         SELECT part.id, made.id FROM part, made WHERE $3::text = 'receiving'
     )"""
-# The rows of `older` are locked: should one be acknowledged just now, it is looked at again.
+# Whoever ends a claim of the line waits, or is waited for: what is added here is never overlooked.
 _TOLD = """,
-    older AS MATERIALIZED (
-        SELECT 1 FROM tidegate.event WHERE upload_id = $1 AND NOT given_up FOR SHARE
-    ),
     told AS (
-        INSERT INTO tidegate.event (upload_id, type, at, record, due_at)
-        SELECT made.id, e.type, e.at, e.record,
-            CASE WHEN e.number = 1 AND NOT EXISTS (SELECT FROM older) THEN 0 END
+        INSERT INTO tidegate.event (upload_id, type, at, record)
+        SELECT made.id, e.type, e.at, e.record
         FROM made, unnest(${0}::text[], ${1}::float8[], ${2}::bytea[])
             WITH ORDINALITY AS e (type, at, record, number)
-        ORDER BY e.number
+        ORDER BY e.number RETURNING upload_id, sequence
+    ),
+    line AS (
+        INSERT INTO tidegate.line AS l (upload_id, due_at)
+        SELECT upload_id, -1.0 / min(sequence) FROM told GROUP BY upload_id
+        ON CONFLICT (upload_id) DO UPDATE SET more = true,
+            due_at = CASE WHEN l.claimed THEN l.due_at ELSE least(l.due_at, excluded.due_at) END
     )"""
 
 

@@ -95,6 +95,25 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
         until double precision NOT NULL
     );
     """,
+    """
+    -- When what an upload has to tell is delivered; there while any of it was not given up. While it
+    -- is claimed it is due when the claim ends, and `more` says that something was added since.
+    -- What is due at once is due at -1 / sequence: before all times, and the older the sooner.
+    CREATE TABLE tidegate.line (
+        upload_id text COLLATE "C" PRIMARY KEY,
+        due_at double precision NOT NULL,
+        claimed boolean NOT NULL DEFAULT false,
+        more boolean NOT NULL DEFAULT false
+    );
+    INSERT INTO tidegate.line (upload_id, due_at) SELECT upload_id, coalesce(max(due_at), 0)
+        FROM tidegate.event WHERE NOT given_up GROUP BY upload_id ORDER BY min(sequence);
+    CREATE INDEX line_due ON tidegate.line (due_at);
+
+    -- JSON: the sinks that failed to take it, with how often, and when they are told again. What was
+    -- noted of all sinks together is forgotten: each is told again as if it had never failed.
+    ALTER TABLE tidegate.event
+        ADD COLUMN retries text NOT NULL DEFAULT '', DROP COLUMN due_at, DROP COLUMN attempts;
+    """,
 )
 
 # The first key of our advisory locks; the second is made of the schema's name. A lock of one long

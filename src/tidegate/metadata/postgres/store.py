@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import secrets
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from msgspec.structs import replace
 
+from tidegate.metadata.paging import paged
 from tidegate.metadata.postgres import events as postgres_events
 from tidegate.metadata.postgres import holds, rows
 from tidegate.metadata.postgres import lists as postgres_lists
@@ -24,7 +24,6 @@ from tidegate.metadata.postgres.leases import Leases
 from tidegate.metadata.postgres.pool import Pool
 from tidegate.metadata.postgres.presence import Presence
 from tidegate.ports import (
-    Delivery,
     Grant,
     Held,
     Lease,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
     from tidegate.metadata.postgres.link import Link
     from tidegate.metadata.postgres.schema import Migration
-    from tidegate.ports import Change, Counts, MetadataStore, Room, Undelivered
+    from tidegate.ports import Change, Counts, Ended, Line, MetadataStore, Room, Undelivered
     from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
 
 T = TypeVar("T")
@@ -304,22 +303,17 @@ class PostgresMetadataStore:
         """Final uploads that are still receiving: all, or those that need `part`."""
         return await self._run(lambda link: postgres_lists.pending_finals(link, part))
 
-    async def uploads(
+    def uploads(
         self, *, state: State | None = None, kind: Kind | None = None
     ) -> AsyncIterator[Upload]:
         """All records (of a state, of a kind) by id. What changes meanwhile may be missed."""
-        after = ""
-        while True:
-            page = await self._run(
-                functools.partial(
-                    postgres_lists.uploads_after, after=after, state=state, kind=kind, limit=_PAGE
-                )
+
+        def page(after: str) -> Awaitable[list[Upload]]:
+            return self._run(
+                lambda link: postgres_lists.uploads_after(link, after, state, kind, _PAGE)
             )
-            for upload in page:
-                yield upload
-            if len(page) < _PAGE:
-                return
-            after = page[-1].id
+
+        return paged("", page, lambda upload: upload.id)
 
     async def expired(self, now: float, limit: int) -> list[UploadId]:
         """Uploads whose time is up, that nobody holds alive; oldest first. See the port."""
@@ -341,34 +335,24 @@ class PostgresMetadataStore:
 
     # -------------------------------------------------------------------------------- events
 
-    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
-        """Take events for delivery, for `ttl` seconds. See the port.
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
+        """Take what uploads have to tell for delivery, for `ttl` seconds. See the port.
 
         What was claimed by a call whose answer was lost waits for the end of that claim.
         """
         return await self._run(lambda link: postgres_events.claim(link, now, limit, ttl))
 
-    async def acknowledge(self, sequence: int) -> None:
-        """The event was delivered: forget it."""
-        await self._run(lambda link: postgres_events.acknowledge(link, sequence))
+    async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
+        """Note what became of lines, and let go of them. See the port."""
+        return await self._run(lambda link: postgres_events.end_claims(link, ended))
 
-    async def postpone(
-        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
-    ) -> None:
-        """Delivery failed: try again at `due_at`; None: give it up."""
-        await self._run(
-            lambda link: postgres_events.postpone(link, sequence, due_at, done), once=True
-        )
-
-    async def events(self) -> AsyncIterator[Undelivered]:
+    def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""
-        after = 0
-        while page := await self._run(
-            functools.partial(postgres_events.events, after=after, limit=_PAGE)
-        ):
-            for undelivered in page:
-                yield undelivered
-            after = page[-1].delivery.sequence
+
+        def page(after: int) -> Awaitable[list[Undelivered]]:
+            return self._run(lambda link: postgres_events.events(link, after, _PAGE))
+
+        return paged(0, page, lambda undelivered: undelivered.delivery.sequence)
 
     async def replay(self, sequence: int) -> bool:
         """Have an event that was given up delivered after all. See the port."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tidegate.metadata.encoding import decode_event, encode
+from tidegate.metadata.encoding import decode_delivery, encode, encode_delivery
 from tidegate.metadata.redis import scripts
 from tidegate.metadata.redis.link import score
-from tidegate.ports import Counts, Delivery, Undelivered
-from tidegate.protocol.model import State
+from tidegate.ports import Counts, Line, Undelivered
+from tidegate.protocol.model import State, UploadId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tidegate.metadata.redis.link import Link
+    from tidegate.ports import Delivery, Ended
     from tidegate.protocol.model import Event
 
 
@@ -22,18 +23,20 @@ def fields(events: Iterable[Event]) -> list[dict[str, str]]:
     return [{"at": score(event.at), "record": encode(event).decode()} for event in events]
 
 
-async def claim(link: Link, now: float, limit: int, ttl: float) -> list[Delivery]:
-    """Take events that are due."""
+async def claim(link: Link, now: float, limit: int, ttl: float) -> list[Line]:
+    """Take what is due."""
+    ends = now + ttl
     found = await link.run_once(
-        scripts.CLAIM, link.once(), now=score(now), ends=score(now + ttl), limit=limit
+        scripts.CLAIM, link.once(), now=score(now), ends=score(ends), limit=limit
     )
-    return [_delivery(*row) for row in found]
+    return [
+        Line(UploadId(upload_id.decode()), ends, tuple(_delivery(*row) for row in rows))
+        for upload_id, rows in found
+    ]
 
 
-def _delivery(sequence: bytes, record: bytes, attempts: bytes, done: bytes) -> Delivery:
-    return Delivery(
-        int(sequence), decode_event(record), int(attempts), tuple(done.decode().split())
-    )
+def _delivery(sequence: bytes, record: bytes, done: bytes, retries: bytes | None) -> Delivery:
+    return decode_delivery(int(sequence), record, done.decode(), retries or b"")
 
 
 def _padded(sequence: int) -> str:
@@ -41,17 +44,25 @@ def _padded(sequence: int) -> str:
     return f"{sequence:016}"
 
 
-async def acknowledge(link: Link, sequence: int) -> None:
-    """Forget an event, and let the next of its upload come forward."""
-    await link.run(scripts.ACKNOWLEDGE, sequence=_padded(sequence))
+async def end_claims(link: Link, ended: Sequence[Ended]) -> list[UploadId]:
+    """Note what became of lines, and let go of them; those that were not held."""
+    lost: list[bytes] = await link.run(scripts.END_CLAIMS, ended=[_ended(each) for each in ended])
+    return [UploadId(upload_id.decode()) for upload_id in lost]
 
 
-async def postpone(link: Link, sequence: int, due_at: float | None, done: Sequence[str]) -> None:
-    """Note a failed delivery; None: give the event up."""
-    due = {} if due_at is None else {"due": score(due_at)}
-    await link.run_once(
-        scripts.POSTPONE, link.once(), sequence=_padded(sequence), done=" ".join(done), **due
-    )
+def _ended(ended: Ended) -> dict[str, Any]:
+    due = {} if ended.due_at is None else {"due": score(ended.due_at)}
+    return due | {
+        "id": ended.line.upload_id,
+        "claim": score(ended.line.claim),
+        "told": [_padded(sequence) for sequence in ended.told],
+        "changed": [
+            (_padded(delivery.sequence), *encode_delivery(delivery), given_up)
+            for delivery, given_up in ended.changed
+        ],
+        "keeps": bool(ended.kept),
+        "goes_on": ended.goes_on,
+    }
 
 
 async def replay(link: Link, sequence: int) -> bool:

@@ -20,9 +20,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 from msgspec.structs import replace
 
+from tidegate.metadata.certificates import unreadable
 from tidegate.metadata.encoding import decode_segment, decode_upload, encode
+from tidegate.metadata.paging import paged
 from tidegate.metadata.redis import events as redis_events
 from tidegate.metadata.redis import opening as redis_opening
 from tidegate.metadata.redis import scripts
@@ -36,6 +39,7 @@ from tidegate.ports import (
     Lease,
     LeaseLostError,
     Loaded,
+    MetadataError,
     OverLimitError,
     PartUnavailableError,
     PinnedError,
@@ -48,10 +52,10 @@ from tidegate.protocol.lifecycle import may_expire
 from tidegate.protocol.model import Kind, UploadId
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 
     from tidegate.metadata.redis.link import Once
-    from tidegate.ports import Change, Counts, Delivery, MetadataStore, Room, Undelivered
+    from tidegate.ports import Change, Counts, Ended, Line, MetadataStore, Room, Undelivered
     from tidegate.protocol.model import Event, Segment, State, Upload
 
 _PAGE = 256
@@ -80,6 +84,9 @@ class RedisMetadataStore:
 
     async def open(self, boot_id: str = "") -> None:
         """Acquire what is needed, and see that Redis keeps what it is told. Raises MetadataError."""
+        url = self._address.driver_url
+        if why := await anyio.to_thread.run_sync(unreadable, url, redis_url.FILES):
+            raise MetadataError(f"{self._address.shown}: {why}")
         link = Link(self._address, boot_id=boot_id, patience=self._patience)
         try:
             await redis_opening.prepare(link)
@@ -320,27 +327,21 @@ class RedisMetadataStore:
 
     # -------------------------------------------------------------------------------- events
 
-    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
-        """Take events for delivery, for `ttl` seconds. See the port."""
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
+        """Take what uploads have to tell for delivery, for `ttl` seconds. See the port."""
         return await redis_events.claim(self._open, now, limit, ttl)
 
-    async def acknowledge(self, sequence: int) -> None:
-        """The event was delivered: forget it."""
-        await redis_events.acknowledge(self._open, sequence)
+    async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
+        """Note what became of lines, and let go of them. See the port."""
+        return await redis_events.end_claims(self._open, ended)
 
-    async def postpone(
-        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
-    ) -> None:
-        """Delivery failed: try again at `due_at`; None: give it up."""
-        await redis_events.postpone(self._open, sequence, due_at, done)
-
-    async def events(self) -> AsyncIterator[Undelivered]:
+    def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""
-        after = 0
-        while page := await redis_events.events(self._open, after, _PAGE):
-            for undelivered in page:
-                yield undelivered
-            after = page[-1].delivery.sequence
+
+        def page(after: int) -> Awaitable[list[Undelivered]]:
+            return redis_events.events(self._open, after, _PAGE)
+
+        return paged(0, page, lambda undelivered: undelivered.delivery.sequence)
 
     async def replay(self, sequence: int) -> bool:
         """Have an event that was given up delivered after all. See the port."""

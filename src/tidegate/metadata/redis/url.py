@@ -17,7 +17,8 @@ SCHEMES = {
 """What we call them, and what the driver does. With an s: over TLS."""
 
 _OURS = ("prefix", "durability", "lease_ttl", "heartbeat")
-_DRIVERS = ("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs")
+FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_DRIVERS = ("db", *FILES, "ssl_cert_reqs")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 _PATH = re.compile(r"/?|/\d+")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from typing import TYPE_CHECKING, Final
 
-from tidegate.metadata.encoding import decode_event
-from tidegate.ports import Counts, Delivery, Undelivered
+from tidegate.metadata.encoding import decode_delivery, due_at_once, encode_delivery
+from tidegate.ports import Counts, Line, Undelivered
 from tidegate.protocol.model import State
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
+    from tidegate.ports import Delivery, Ended
     from tidegate.protocol.model import Event, UploadId
 
 
@@ -20,86 +22,132 @@ def tell(
 ) -> None:
     """Write down events, each with its record."""
     for event, record in events:
-        db.execute(
-            "INSERT INTO event (upload_id, type, at, record, due_at) VALUES (?1, ?2, ?3, ?4,"
-            " CASE WHEN EXISTS (SELECT 1 FROM event WHERE upload_id = ?1 AND given_up = 0)"
-            " THEN NULL ELSE 0 END)",
+        inserted = db.execute(
+            "INSERT INTO event (upload_id, type, at, record) VALUES (?, ?, ?, ?)",
             (upload_id, event.type.value, event.at, record),
         )
+        _hurry(db, upload_id, inserted.lastrowid or 0)
 
 
-def any_due(db: sqlite3.Connection, now: float) -> bool:
-    """Whether there is an event to claim."""
-    row = db.execute("SELECT 1 FROM event WHERE due_at <= ? LIMIT 1", (now,)).fetchone()
-    return row is not None
+def _hurry(db: sqlite3.Connection, upload_id: UploadId, sequence: int) -> None:
+    """Have what an upload has to tell delivered at once; if it is claimed, then after that."""
+    db.execute(
+        "INSERT INTO line (upload_id, due_at) VALUES (?, ?) ON CONFLICT (upload_id) DO UPDATE SET"
+        " more = 1, due_at = CASE WHEN claimed THEN due_at ELSE min(due_at, excluded.due_at) END",
+        (upload_id, -1 / sequence),
+    )
 
 
-def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Delivery]:
-    """Take events that are due."""
-    rows: Sequence[Any] = db.execute(
-        "SELECT sequence, record, attempts, done FROM event WHERE due_at <= ?"
-        " ORDER BY due_at, sequence LIMIT ?",
+ANY_DUE: Final = "SELECT 1 FROM line WHERE due_at <= ? LIMIT 1"
+"""A row where there is something to claim."""
+
+
+def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Line]:
+    """Take what is due."""
+    rows = db.execute(
+        "SELECT l.upload_id, e.sequence, e.record, e.done, e.retries"
+        " FROM (SELECT upload_id FROM line WHERE due_at <= ? ORDER BY due_at LIMIT ?) l"
+        " LEFT JOIN event e ON e.upload_id = l.upload_id AND e.given_up = 0",
         (now, limit),
-    ).fetchall()
-    for sequence, *_ in rows:
-        db.execute("UPDATE event SET due_at = ? WHERE sequence = ?", (now + ttl, sequence))
-    return [_delivery(*row) for row in rows]
+    )
+    found: dict[UploadId, list[Delivery]] = {}
+    for upload_id, sequence, *delivery in rows:
+        told = found.setdefault(upload_id, [])
+        if sequence is not None:
+            told.append(decode_delivery(sequence, *delivery))
+    ends = now + ttl
+    db.execute(
+        "UPDATE line SET due_at = ?, claimed = 1, more = 0"
+        " WHERE upload_id IN (SELECT value FROM json_each(?))",
+        (ends, json.dumps([*found])),
+    )
+    return [
+        Line(upload_id, ends, tuple(sorted(deliveries, key=lambda delivery: delivery.sequence)))
+        for upload_id, deliveries in found.items()
+    ]
 
 
-def _delivery(sequence: int, record: bytes, attempts: int, done: str) -> Delivery:
-    return Delivery(sequence, decode_event(record), attempts, tuple(done.split()))
-
-
-def acknowledge(db: sqlite3.Connection, sequence: int) -> None:
-    """Forget an event, and let the next of its upload come forward."""
-    for upload_id in _upload_of(db, sequence):
-        db.execute("DELETE FROM event WHERE sequence = ?", (sequence,))
-        _bring_forward(db, upload_id)
-
-
-def postpone(
-    db: sqlite3.Connection, sequence: int, due_at: float | None, done: Iterable[str]
-) -> None:
-    """Note a failed delivery; None: give the event up."""
-    for upload_id in _upload_of(db, sequence):
-        db.execute(
-            "UPDATE event SET attempts = attempts + 1, due_at = ?, given_up = ?, done = ?"
-            " WHERE sequence = ?",
-            (due_at, due_at is None, " ".join(done), sequence),
+def end_claims(db: sqlite3.Connection, ended: Sequence[Ended]) -> list[UploadId]:
+    """Note what became of lines, and let go of them; those that were not held."""
+    over = _forget(db, [each.line for each in ended if not each.kept])
+    lost: list[UploadId] = []
+    told: list[int] = []
+    noted: list[tuple[str, str, bool, int]] = []
+    for each in ended:
+        if each.line.upload_id not in over and not _let_go(db, each):
+            lost.append(each.line.upload_id)
+            continue
+        told += each.told
+        noted += [(*encode_delivery(d), given_up, d.sequence) for d, given_up in each.changed]
+    if noted:
+        db.executemany(
+            "UPDATE event SET done = ?, retries = ?, given_up = ? WHERE sequence = ?", noted
         )
-        _bring_forward(db, upload_id)
+    if told:
+        db.execute(
+            "DELETE FROM event WHERE sequence IN (SELECT value FROM json_each(?))",
+            (json.dumps(told),),
+        )
+    return lost
+
+
+def _forget(db: sqlite3.Connection, lines: Iterable[Line]) -> set[UploadId]:
+    """Forget lines of which nothing is kept; those that were held, and have nothing more to tell."""
+    claims: dict[float, list[UploadId]] = {}
+    for line in lines:
+        claims.setdefault(line.claim, []).append(line.upload_id)
+    over: set[UploadId] = set()
+    for claim, uploads in claims.items():
+        rows = db.execute(
+            "DELETE FROM line WHERE upload_id IN (SELECT value FROM json_each(?))"
+            " AND due_at = ? AND claimed AND NOT more RETURNING upload_id",
+            (json.dumps(uploads), claim),
+        )
+        over.update(upload_id for (upload_id,) in rows)
+    return over
+
+
+def _let_go(db: sqlite3.Connection, ended: Ended) -> bool:
+    """Whether it was held; let go of it, unless it goes on."""
+    ours = (ended.line.upload_id, ended.line.claim)
+    if ended.goes_on:
+        held = db.execute("SELECT 1 FROM line WHERE upload_id = ? AND due_at = ? AND claimed", ours)
+        return held.fetchone() is not None
+    at_once = due_at_once(ended.line)
+    updated = db.execute(
+        "UPDATE line SET claimed = 0, due_at = CASE WHEN more THEN ? ELSE ? END"
+        " WHERE upload_id = ? AND due_at = ? AND claimed",
+        (at_once, at_once if ended.due_at is None else ended.due_at, *ours),
+    )
+    return updated.rowcount > 0
 
 
 def replay(db: sqlite3.Connection, sequence: int) -> bool:
-    """Make an event that was given up the oldest of its upload that is to be delivered."""
+    """Have an event that was given up delivered after all, before the younger ones."""
     given_up = db.execute(
-        "UPDATE event SET attempts = 0, done = '', given_up = 0"
+        "UPDATE event SET done = '', retries = '', given_up = 0"
         " WHERE sequence = ? AND given_up = 1 RETURNING upload_id",
         (sequence,),
     )
     found = given_up.fetchone()
     if found is None:
         return False
-    # What was next is not any more; an older one that was given up stays so.
-    db.execute(
-        "UPDATE event SET due_at = NULL WHERE upload_id = ? AND given_up = 0 AND sequence >"
-        " (SELECT min(sequence) FROM event WHERE upload_id = ?1 AND given_up = 0)",
-        found,
-    )
-    _bring_forward(db, found[0])
+    _hurry(db, found[0], sequence)
     return True
 
 
 def events(db: sqlite3.Connection, after: int, limit: int) -> list[Undelivered]:
     """A page of all that are kept."""
     rows = db.execute(
-        "SELECT due_at, given_up, sequence, record, attempts, done FROM event WHERE sequence > ?"
-        " ORDER BY sequence LIMIT ?",
+        "SELECT e.sequence, e.record, e.done, e.retries, e.given_up, l.due_at FROM event e"
+        " LEFT JOIN line l ON l.upload_id = e.upload_id AND e.sequence ="
+        " (SELECT min(sequence) FROM event WHERE upload_id = e.upload_id AND given_up = 0)"
+        " WHERE e.sequence > ? ORDER BY e.sequence LIMIT ?",
         (after, limit),
     )
     return [
-        Undelivered(_delivery(*delivery), due_at, bool(given_up))
-        for due_at, given_up, *delivery in rows
+        Undelivered(decode_delivery(*delivery), due_at, bool(given_up))
+        for *delivery, given_up, due_at in rows
     ]
 
 
@@ -123,19 +171,4 @@ def counts(db: sqlite3.Connection) -> Counts:
         pending_events=pending,
         given_up_events=given_up,
         oldest_event_at=oldest,
-    )
-
-
-def _upload_of(db: sqlite3.Connection, sequence: int) -> Iterator[UploadId]:
-    rows = db.execute(
-        "SELECT upload_id FROM event WHERE sequence = ? AND given_up = 0", (sequence,)
-    )
-    yield from [upload_id for (upload_id,) in rows]
-
-
-def _bring_forward(db: sqlite3.Connection, upload_id: UploadId) -> None:
-    db.execute(
-        "UPDATE event SET due_at = 0 WHERE due_at IS NULL AND sequence ="
-        " (SELECT min(sequence) FROM event WHERE upload_id = ? AND given_up = 0)",
-        (upload_id,),
     )

@@ -58,8 +58,8 @@ def insert(
         (
             upload.id,
             upload.version,
-            upload.state.value,
-            upload.kind.value,
+            str(upload.state),
+            str(upload.kind),
             upload.expires_at,
             upload.ended_at,
             record,
@@ -183,7 +183,7 @@ def commit(
             " promised = ?, stored = ? WHERE id = ?",
             (
                 upload.version,
-                upload.state.value,
+                str(upload.state),
                 upload.expires_at,
                 upload.ended_at,
                 record,

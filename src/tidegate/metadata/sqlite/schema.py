@@ -115,6 +115,31 @@ MIGRATIONS: tuple[Migration, ...] = (
         # The names of the sinks that have it, with spaces between.
         "ALTER TABLE event ADD COLUMN done TEXT NOT NULL DEFAULT ''",
     ),
+    (
+        # When what an upload has to tell is delivered; there while any of it was not given up. While
+        # it is claimed it is due when the claim ends, and `more` says that something was added since.
+        # What is due at once is due at -1 / sequence: before all times, and the older the sooner.
+        """
+        CREATE TABLE line (
+            upload_id TEXT PRIMARY KEY,
+            due_at REAL NOT NULL,
+            claimed INTEGER NOT NULL DEFAULT 0,
+            more INTEGER NOT NULL DEFAULT 0
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX line_due ON line (due_at)",
+        """
+        INSERT INTO line (upload_id, due_at) SELECT upload_id, coalesce(max(due_at), 0)
+            FROM event
+            WHERE given_up = 0 GROUP BY upload_id ORDER BY min(sequence)
+        """,
+        # JSON: the sinks that failed to take it, with how often, and when they are told again. What
+        # was noted of all sinks together is forgotten: each is told again as if it had never failed.
+        "ALTER TABLE event ADD COLUMN retries TEXT NOT NULL DEFAULT ''",
+        "DROP INDEX event_due",
+        "ALTER TABLE event DROP COLUMN due_at",
+        "ALTER TABLE event DROP COLUMN attempts",
+    ),
 )
 
 

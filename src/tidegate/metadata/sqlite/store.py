@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import sqlite3
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +16,7 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from tidegate.metadata.encoding import decode_upload, encode
+from tidegate.metadata.paging import paged
 from tidegate.metadata.sqlite import events as sqlite_events
 from tidegate.metadata.sqlite import rows, schema
 from tidegate.metadata.sqlite.leases import Leases
@@ -24,7 +24,6 @@ from tidegate.metadata.sqlite.liveness import Liveness, Turn
 from tidegate.metadata.sqlite.readers import Readers
 from tidegate.metadata.sqlite.writer import Operation, Writer
 from tidegate.ports import (
-    Delivery,
     Grant,
     Held,
     Hold,
@@ -35,13 +34,14 @@ from tidegate.ports import (
     UnavailableError,
 )
 from tidegate.protocol.capabilities import Capability
+from tidegate.protocol.model import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from tidegate.ports import Change, Counts, MetadataStore, Room, Undelivered
-    from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadId
+    from tidegate.ports import Change, Counts, Ended, Line, MetadataStore, Room, Undelivered
+    from tidegate.protocol.model import Event, Segment, State, Upload, UploadId
 
 T = TypeVar("T")
 
@@ -173,7 +173,8 @@ class SQLiteMetadataStore:
             return granting.grant(rows.Taken(token, upload))
 
         if granting is None:
-            return await self._writer.submit(Operation(run, durable=durable))
+            single = not told and room is None and upload.kind is not Kind.FINAL
+            return await self._writer.submit(Operation(run, durable=durable, single=single))
         return await self._writer.submit(
             Operation(
                 run,
@@ -295,22 +296,15 @@ class SQLiteMetadataStore:
         """Final uploads that are still receiving: all, or those that need `part`."""
         return await self._in_thread(lambda db: rows.pending_finals(db, part))
 
-    async def uploads(
+    def uploads(
         self, *, state: State | None = None, kind: Kind | None = None
     ) -> AsyncIterator[Upload]:
         """All records (of a state, of a kind) by id. What changes meanwhile may be missed."""
-        after = ""
-        while True:
-            page = await self._in_thread(
-                functools.partial(
-                    rows.uploads_after, after=after, state=state, kind=kind, limit=_PAGE
-                )
-            )
-            for upload in page:
-                yield upload
-            if len(page) < _PAGE:
-                return
-            after = page[-1].id
+
+        def page(after: str) -> Awaitable[list[Upload]]:
+            return self._in_thread(lambda db: rows.uploads_after(db, after, state, kind, _PAGE))
+
+        return paged("", page, lambda upload: upload.id)
 
     async def expired(self, now: float, limit: int) -> list[UploadId]:
         """Uploads whose time is up, that nobody holds alive; oldest first. See the port."""
@@ -334,36 +328,26 @@ class SQLiteMetadataStore:
 
     # -------------------------------------------------------------------------------- events
 
-    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Delivery]:
-        """Take events for delivery, for `ttl` seconds. See the port."""
+    async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
+        """Take what uploads have to tell for delivery, for `ttl` seconds. See the port."""
         # Asked every moment, mostly in vain: that must not cost a turn at writing.
-        if not await self._in_thread(lambda db: sqlite_events.any_due(db, now)):
+        if await self._read(sqlite_events.ANY_DUE, now) is None:
             return []
         return await self._writer.submit(
             Operation(lambda db: sqlite_events.claim(db, now, limit, ttl))
         )
 
-    async def acknowledge(self, sequence: int) -> None:
-        """The event was delivered: forget it."""
-        await self._writer.submit(Operation(lambda db: sqlite_events.acknowledge(db, sequence)))
+    async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
+        """Note what became of lines, and let go of them. See the port."""
+        return await self._writer.submit(Operation(lambda db: sqlite_events.end_claims(db, ended)))
 
-    async def postpone(
-        self, sequence: int, due_at: float | None, *, done: Sequence[str] = ()
-    ) -> None:
-        """Delivery failed: try again at `due_at`; None: give it up."""
-        await self._writer.submit(
-            Operation(lambda db: sqlite_events.postpone(db, sequence, due_at, done))
-        )
-
-    async def events(self) -> AsyncIterator[Undelivered]:
+    def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""
-        after = 0
-        while page := await self._in_thread(
-            functools.partial(sqlite_events.events, after=after, limit=_PAGE)
-        ):
-            for undelivered in page:
-                yield undelivered
-            after = page[-1].delivery.sequence
+
+        def page(after: int) -> Awaitable[list[Undelivered]]:
+            return self._in_thread(lambda db: sqlite_events.events(db, after, _PAGE))
+
+        return paged(0, page, lambda undelivered: undelivered.delivery.sequence)
 
     async def replay(self, sequence: int) -> bool:
         """Have an event that was given up delivered after all. See the port."""
@@ -379,7 +363,7 @@ class SQLiteMetadataStore:
 
     # --------------------------------------------------------------------------------- reads
 
-    async def _read(self, sql: str, *values: str | int) -> Any:
+    async def _read(self, sql: str, *values: str | float) -> Any:
         """One row, on the event loop; in a thread when somebody has the database locked."""
         if not self._open:
             raise UnavailableError("the metadata database is closed")

@@ -40,6 +40,7 @@ class Operation(Generic[T]):
         "result",
         "run",
         "settle",
+        "single",
         "undo",
         "unwanted",
     )
@@ -49,6 +50,7 @@ class Operation(Generic[T]):
         run: Callable[[sqlite3.Connection], T],
         *,
         durable: bool = False,
+        single: bool = False,
         undo: Callable[[], None] | None = None,
         settle: Callable[[T], None] | None = None,
         unwanted: Callable[[T], None] | None = None,
@@ -62,6 +64,8 @@ class Operation(Generic[T]):
         self.unwanted = unwanted
         """Called on the loop, after that, when the caller was cancelled and will not see it."""
         self.durable = durable
+        self.single = single
+        """It is one statement: when that is refused, it has done nothing."""
         self.future: asyncio.Future[T]
         self.queued_at = 0.0
         self.result: T
@@ -121,7 +125,9 @@ class Writer:
             return operation.future
         operation.queued_at = self._loop.time()
         self._waiting.append(operation)
-        self._wake.put(True)
+        # Else it is awake: waking a thread that need not be takes longer than all of this.
+        if len(self._waiting) == 1:
+            self._wake.put(True)
         if self._watchdog is None:
             self._watch()
         return operation.future
@@ -193,8 +199,8 @@ class Writer:
     def _work(self) -> None:
         going = True
         while going or self._waiting:
-            going = going and self._wake.get()
             if not self._waiting:
+                going = self._wake.get()
                 continue
             batch = self._next()
             # The loop may be gone, and with it everyone who waited.
@@ -232,7 +238,7 @@ class Writer:
         try:
             self._begin(durable=any(operation.durable for operation in batch))
             for operation in batch:
-                self._run(operation, alone=alone)
+                self._run(operation, alone=alone or operation.single)
             self._connection.execute("ROLLBACK" if alone and batch[0].error else "COMMIT")
         except Exception as error:  # noqa: BLE001  (goes to every caller)
             for operation in batch:
@@ -252,7 +258,7 @@ class Writer:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def _run(self, operation: Operation[Any], *, alone: bool) -> None:
-        """Run one operation so that its refusal takes nothing else back.
+        """Run one operation so that its refusal takes nothing else back: `alone` it can't.
 
         Raises sqlite3.Error, after which the transaction may be gone.
         """

@@ -47,9 +47,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     may_omit_length: bool = False
     """The protocol below has bodies without Content-Length or Transfer-Encoding (HTTP/2)."""
 
+    found: dict[bytes, list[str]] = {}
+    """The values by their names, once somebody asked."""
+
     def values(self, name: bytes) -> list[str]:
         """All values of a field (lower-case name), without the white space around them."""
-        return [v.decode("latin-1").strip(" \t") for n, v in self.headers if n == name]
+        # A dozen fields are asked for, most of which are not there.
+        found = self.found
+        if not found:
+            for key, value in self.headers:
+                found.setdefault(key, []).append(value.decode("latin-1").strip(" \t"))
+        return found.get(name, [])
 
     def value(self, name: bytes) -> str | None:
         """The one value of a field; None where it is missing.
@@ -59,7 +67,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         values = self.values(name)
         if not values:
             return None
-        if any(value != values[0] for value in values):
+        if len(values) > 1 and any(value != values[0] for value in values):
             raise Refusal(
                 Code.BAD_HEADER,
                 f"{name.decode('latin-1').title()}: sent {len(values)} times with different values",

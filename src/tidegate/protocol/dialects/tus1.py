@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -344,10 +345,13 @@ def render_refusal(refusal: Refusal, request: Request) -> Response:
 
 
 _EMPTY: Header = (b"content-length", b"0")
+_UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]+")
 
 
 def location(request: Request, upload_id: UploadId) -> str:
     """The URL of an upload, as the client can reach it."""
+    if _UNRESERVED.fullmatch(upload_id):
+        return request.base_url + upload_id
     return request.base_url + quote(upload_id, safe="~")
 
 

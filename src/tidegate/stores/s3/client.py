@@ -42,6 +42,8 @@ LONGEST_PAUSE: Final = 10.0
 SLOWEST: Final = 128 * 1024
 """Bytes per second that a request with a body must come to, or it is given up and made again."""
 CONNECT_TIMEOUT: Final = 10.0
+PROBE_PATIENCE: Final = 1.0
+"""Seconds: for one connection that had just been closed, and for who is told to slow down once."""
 CONNECTIONS: Final = 256
 """At a time; more requests wait. The memory for parts is what bounds them otherwise."""
 DELETE_AT_ONCE: Final = 1000
@@ -200,15 +202,16 @@ class Client:
         *,
         size: int = 0,
         done: Callable[[], Awaitable[bool]] | None = None,
+        patience: float | None = None,
         **params: Any,
     ) -> Any:
         """Make a request until it succeeds, fails for good, or `patience` has run out.
 
         `size`: bytes that it takes along. `done` is asked whether one that seems to have failed had
-        its effect; then its answer is None. Raises DataError.
+        its effect; then its answer is None. `patience`: the options' if not given. Raises DataError.
         """
         function = getattr(self._sdk, operation)
-        deadline = anyio.current_time() + self.options.patience
+        deadline = anyio.current_time() + (self.options.patience if patience is None else patience)
         pause = FIRST_PAUSE
         while True:
             try:
@@ -225,6 +228,10 @@ class Client:
             log.debug("%s; again in %.1f s", failure, wait)
             await anyio.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def probe(self) -> None:
+        """See whether the bucket answers, without much patience."""
+        await self.call("head_bucket", patience=PROBE_PATIENCE)
 
     async def start_multipart(self, key: str, **fields: Any) -> str:
         """Begin a multipart upload; its id. One that nobody heard of may be left over."""

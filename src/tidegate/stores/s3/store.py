@@ -24,7 +24,16 @@ from tidegate.stores.s3.writer import READ_CHUNK, SMALL, S3Writer
 from tidegate.threads import Threads
 
 if TYPE_CHECKING:
-    from tidegate.ports import DataStore, Fence, LinkStore, PieceStore, Shown, WholeStore, Writer
+    from tidegate.ports import (
+        DataStore,
+        Fence,
+        LinkStore,
+        PieceStore,
+        ProbedStore,
+        Shown,
+        WholeStore,
+        Writer,
+    )
 
 T = TypeVar("T")
 
@@ -382,9 +391,14 @@ class S3Store:
         """Without a meaning here."""
         return None
 
+    async def probe(self) -> None:
+        """See whether the bucket answers. Raises DataError."""
+        await self.client.probe()
+
 
 if TYPE_CHECKING:
     _: type[DataStore] = S3Store
     __: type[PieceStore] = S3Store
     ___: type[WholeStore] = S3Store
     ____: type[LinkStore] = S3Store
+    _____: type[ProbedStore] = S3Store

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from msgspec.structs import replace
 
-from tidegate.ports import BytesMissingError, WholeStore
+from tidegate.ports import AheadStore, BytesMissingError, WholeStore
 from tidegate.protocol.capabilities import Capability
 from tidegate.protocol.model import State
 from tidegate.testing.data.support import (
@@ -222,6 +222,33 @@ async def stores_a_whole_upload_at_once(store: DataStore) -> None:
             same(await store.measure(done), 0, "measure after delete")
 
 
+async def stores_a_small_upload_ahead_of_its_record(store: DataStore) -> None:
+    """It can be read like any other, is told of as not whole, and never takes another's place."""
+    if not isinstance(store, AheadStore):
+        return
+    for number, data in enumerate((b"", b"x", pattern(64 * 1024))):
+        upload = new_upload(store, f"ahead-{number}", len(data))
+        chunks: list[Buffer] = [data[:10], memoryview(data)[10:]]
+        if not await store.store_ahead(upload, chunks, durable=number > 0):
+            same(await store.measure(upload), 0, "measure of what was not stored")
+            continue
+        found = [stored for stored in await all_stored(store) if stored.upload_id == upload.id]
+        expect(any(stored.marked for stored in found), "what was stored ahead is not marked")
+        expect(not any(stored.whole for stored in found), "it is told of as whole")
+        again = await store.store_ahead(upload, [b"other"], durable=False)
+        expect(not again, "what is there was stored ahead once more")
+        done = replace(upload, offset=len(data), state=State.COMPLETE)
+        for _ in range(2):
+            same(await store.measure(done), len(data), "measure")
+            if can(store, Capability.READ):
+                same(await read(store, done, 0, len(data)), data, "the bytes")
+            store.confirm(done)
+            store.confirm(done)
+        if can(store, Capability.DELETE):
+            await store.delete(done)
+            same(await store.measure(done), 0, "measure after delete")
+
+
 async def tells_its_free_space(store: DataStore) -> None:
     """What still fits is a number of bytes, or unknown."""
     free = await store.free_space()
@@ -241,5 +268,6 @@ CHECKS: list[DataStoreCheck] = [
     keeps_uploads_apart,
     takes_any_id,
     stores_a_whole_upload_at_once,
+    stores_a_small_upload_ahead_of_its_record,
     tells_its_free_space,
 ]

@@ -14,10 +14,11 @@ from tidegate.ports import (
     LeaseLostError,
     PartUnavailableError,
     PinnedError,
+    Room,
     UnknownUploadError,
     UploadExistsError,
 )
-from tidegate.protocol.model import Kind, Segment, State, Upload, UploadId
+from tidegate.protocol.model import EventType, Kind, Segment, State, Upload, UploadId
 from tidegate.testing.metadata.support import (
     NOW,
     add,
@@ -76,6 +77,27 @@ async def inserts_with_a_lease(make: MakeStore) -> None:
         assert loaded.hold is Hold.HELD
         after = await store.commit(grant.lease, Change(upload=replace(grant.upload, offset=1)))
         assert (after.offset, after.version) == (1, 2)
+
+
+async def inserts_what_is_complete(make: MakeStore) -> None:
+    """An upload that is complete as soon as it is told of: it needs no room, and its events come in
+    their order.
+    """
+    async with opened(make) as store:
+        made = upload(length=60)
+        whole = replace(made, offset=60, state=State.COMPLETE, ended_at=NOW)
+        told = [event(made, EventType.CREATED), event(whole, EventType.COMPLETED)]
+        assert await store.insert(whole, events=told, durable=True) is None
+        loaded = await store.load(whole.id)
+        assert loaded is not None
+        assert loaded.upload == replace(whole, version=1)
+        assert loaded.hold is Hold.FREE
+        assert (await store.counts()).uploads == {State.COMPLETE: 1}
+        assert [found.id async for found in store.uploads(state=State.COMPLETE)] == [whole.id]
+        assert await store.tombstones(NOW + 1, 10) == []
+        await store.insert(upload(length=100), room=Room(unfinished=100, missing=100))
+        (line,) = await store.claim_events(NOW, 10, 60)
+        assert [delivery.event for delivery in line.deliveries] == told
 
 
 async def refuses_a_second_record(make: MakeStore) -> None:
@@ -285,9 +307,7 @@ async def pins_parts(make: MakeStore) -> None:
         await change(store, second.id, state=State.COMPLETE)
         assert await store.pending_finals(two.id) == []
         await store.commit(grant.lease, pinned)
-        assert [delivery.event.upload.id for delivery in await store.claim_events(NOW, 9, 60)] == [
-            two.id
-        ]
+        assert [line.upload_id for line in await store.claim_events(NOW, 9, 60)] == [two.id]
 
 
 async def unpins_what_a_forgotten_final_needed(make: MakeStore) -> None:
@@ -387,6 +407,7 @@ async def lists_tombstones(make: MakeStore) -> None:
 CHECKS: list[Check] = [
     inserts_a_record,
     inserts_with_a_lease,
+    inserts_what_is_complete,
     refuses_a_second_record,
     refuses_a_second_record_of_one_that_ended,
     knows_no_other,

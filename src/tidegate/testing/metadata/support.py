@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import anyio
 from msgspec.structs import replace
 
-from tidegate.ports import Change, Grant, MetadataStore
+from tidegate.ports import Change, Ended, Grant, Line, MetadataStore
 from tidegate.protocol.model import Event, EventType, Kind, State, Upload, UploadId
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ async def change(store: MetadataStore, upload_id: UploadId, **fields: Any) -> Up
     return await store.commit(
         grant.lease, Change(upload=replace(grant.upload, **fields), release=True)
     )
+
+
+async def end_claim(store: MetadataStore, line: Line, **what: Any) -> bool:
+    """End a claim, whose events were told, but for those that `what` says; whether it was held."""
+    return await store.end_claims([Ended(line=line, **what)]) == []
 
 
 async def end(store: MetadataStore, upload_id: UploadId, state: State, at: float) -> Upload:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from tidegate.ports import Body, Buffer, DirectSink, Sink, Splice, Store
+    from tidegate.ports import Buffer, DirectSink, QuickBody, Sink, Splice, Store
     from tidegate.protocol.commands import Checksum
     from tidegate.threads import Threads
     from tidegate.transports.native.chunked import Framer
@@ -89,13 +89,19 @@ class NativeBody:
         """Whether nothing of it is left to read."""
         return self.framer.done
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the loop has read all of it."""
+        return isinstance(self.framer, Counted) and self._size >= self.framer.left
+
     def feed(self, data: bytes) -> None:
         """The loop has read more. What is too much is waited with."""
         self.waits_for_continue = False
         self._gathered.append(data)
         self._size += len(data)
         self._came += len(data)
-        if self._pumps or self._size >= BUFFER:
+        # Of what is all here no more can come, and pausing for an instant costs more than a look.
+        if (self._pumps or self._size >= BUFFER) and not self.is_here:
             self._connection.pause_reading()
         self._wake()
 
@@ -145,6 +151,14 @@ class NativeBody:
 
     # ------------------------------------------------------------------------- for the engine
 
+    def at_hand(self) -> Sequence[Buffer] | None:
+        """See QuickBody."""
+        if not self.is_here or self._expects_continue:
+            return None
+        pieces = [piece for data in self._take() for piece in self.framer.feed(data)]
+        self.received += sum(map(len, pieces))
+        return pieces
+
     async def copy_to(self, sink: Sink, stop: anyio.Event) -> BodyEnd:
         """See Body."""
         if self._expects_continue:
@@ -183,7 +197,8 @@ class NativeBody:
             if watch is not None:
                 watch.cancel()
             self._drop_own_fd()
-            self._connection.pause_reading()
+            if not self.framer.done:
+                self._connection.pause_reading()
             self._low_water(1)
 
     def trailing_checksum(self) -> Checksum:
@@ -361,4 +376,4 @@ class NativeBody:
 
 
 if TYPE_CHECKING:
-    _: type[Body] = NativeBody
+    _: type[QuickBody] = NativeBody

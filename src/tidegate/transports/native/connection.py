@@ -258,8 +258,9 @@ class Connection(asyncio.Protocol):
         else:
             if rest:
                 body.feed(rest)
-            # Until somebody wants it.
-            self.pause_reading()
+            if not body.is_here:
+                # Until somebody wants it.
+                self.pause_reading()
         self._request = head, frame
         self._state = _State.BUSY
         self._due = 0.0

@@ -40,7 +40,7 @@ BURST_SECONDS: Final = 0.25
 BURST_BYTES: Final = 64 * 1024 * 1024
 """How much it moves for it: what the engine looks at between bursts (checkpoints, a failed sync)."""
 FAST: Final = 1024 * 1024
-"""Bytes in one burst that show that a client is fast, and worth waiting for."""
+"""Bytes in one burst that show that a client is fast, and worth waiting for, and a pipe."""
 LINGER_MS: Final = 2
 """Milliseconds for which a thread waits for a fast client's next bytes: ten times what giving the
 connection back to the loop and fetching it again costs."""
@@ -95,8 +95,13 @@ def burst(
             if pieces := framer.feed(data):
                 store(pieces)
         if fd >= 0 and not framer.done:
-            with _taking(fd, framer, store, splice) as take:
-                _drain(fd, framer, take, stopped, done)
+            copy = functools.partial(_copy, fd, framer, store, _buffer())
+            with contextlib.ExitStack() as stack:
+                faster: Callable[[], Callable[[], int]] | None = None
+                if splice is not None and isinstance(framer, Counted) and hasattr(os, "splice"):
+                    splicing = _splicing(fd, framer, splice, copy)
+                    faster = functools.partial(stack.enter_context, splicing)
+                _drain(fd, framer, copy, faster, stopped, done)
     except Rejected as rejected:
         done.rejected = rejected
         if rejected.before:
@@ -111,9 +116,13 @@ def _drain(
     fd: int,
     framer: Framer,
     take: Callable[[], int],
+    faster: Callable[[], Callable[[], int]] | None,
     stopped: Callable[[], bool] | None,
     done: Burst,
 ) -> None:
+    """Move what there is by `take`, which raises BlockingIOError when there is nothing, and says how
+    many bytes it took; 0 at the end. `faster` gives another for a fast client.
+    """
     until = time.monotonic() + BURST_SECONDS
     most = BURST_BYTES if stopped is not None else there(fd)
     while not (framer.done or (stopped is not None and stopped())):
@@ -127,23 +136,21 @@ def _drain(
             done.end = BodyEnd.DROPPED
             return
         done.moved += count
+        if faster is not None and done.moved >= FAST:
+            take, faster = faster(), None
         if done.moved >= most or time.monotonic() >= until:
             done.more = True
             return
 
 
 @contextlib.contextmanager
-def _taking(
-    fd: int, framer: Framer, store: Store, splice: Splice | None
+def _splicing(
+    fd: int, framer: Counted, splice: Splice, copy: Callable[[], int]
 ) -> Iterator[Callable[[], int]]:
-    """What takes bytes from `fd` to the store, and says how many; 0 at its end.
+    """What takes bytes from `fd` to the store without looking at them.
 
-    It raises BlockingIOError when there are none.
+    For fast clients only: to make the pipe takes as long as to copy what a slow one has sent.
     """
-    copy = functools.partial(_copy, fd, framer, store, _buffer())
-    if splice is None or not isinstance(framer, Counted) or not hasattr(os, "splice"):
-        yield copy
-        return
     # Of this burst alone: what a writer that fails leaves in it is nobody's.
     out_of, into = os.pipe2(os.O_CLOEXEC)
     try:

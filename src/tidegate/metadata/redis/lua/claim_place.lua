@@ -1,6 +1,6 @@
 -- Which schema there is; ours, if there is none yet.
 expect('zset', P .. ':given', unpack(INDEXES))
-expect('hash', P .. ':sums')
+expect('hash', P .. ':sums', P .. ':claims')
 expect('string', P .. ':token', P .. ':sequence', P .. ':schema')
 
 -- Every command that a script writes with, so that none is refused in the middle of one.
@@ -19,4 +19,15 @@ call('SET', try, 'x', 'PX', 1)
 call('PEXPIRE', try, 1)
 call('DEL', try)
 call('SET', P .. ':schema', a.schema, 'NX')
+
+-- From 1 to 2: an upload's line is due, and not the oldest event of it.
+if call('GET', P .. ':schema') == '1' and a.schema == '2' then
+  for _, sequence in ipairs(call('ZRANGE', P .. ':due', 0, -1)) do
+    local id = call('HGET', key('e', sequence), 'id')
+    call('ZADD', P .. ':lines', call('ZSCORE', P .. ':due', sequence), id)
+  end
+  -- Who is of version 1 and still at work is refused: nobody would deliver what it tells.
+  call('SET', P .. ':due', 'see lines')
+  call('SET', P .. ':schema', '2')
+end
 return call('GET', P .. ':schema')

@@ -8,7 +8,7 @@ if version ~= a.version then return {'stale', version} end
 if a.unless_pinned and call('EXISTS', key('pins', a.id)) == 1 then return {'pinned'} end
 expect('zset', key('ev', a.id), unpack(INDEXES))
 for _, part in ipairs(a.parts) do expect('zset', key('pins', part)) end
-expect('hash', key('seg', a.id))
+expect('hash', key('seg', a.id), P .. ':claims')
 expect('set', key('waiting', a.id), key('wanted', a.holder))
 expect('string', P .. ':sequence')
 

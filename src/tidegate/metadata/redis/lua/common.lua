@@ -134,7 +134,7 @@ end
 -- -------------------------------------------------------------------------------------- records
 
 local INDEXES = {P .. ':ids', P .. ':expiry', P .. ':ended', P .. ':finals', P .. ':events',
-  P .. ':due', P .. ':pending', P .. ':in:receiving', P .. ':in:complete', P .. ':in:expired',
+  P .. ':lines', P .. ':pending', P .. ':in:receiving', P .. ':in:complete', P .. ':in:expired',
   P .. ':in:terminated', P .. ':in:failed'}
 
 local function score(name, id, at)
@@ -178,11 +178,16 @@ end
 
 -- --------------------------------------------------------------------------------------- events
 
--- The oldest event of an upload that is still to be delivered, if any, is the one that is due.
-local function bring_forward(id)
-  local head = call('ZRANGE', key('ev', id), 0, 0)[1]
-  if head and not call('ZSCORE', P .. ':due', head) then
-    call('ZADD', P .. ':due', call('HGET', key('e', head), 'due'), head)
+-- Have what an upload has to tell delivered at once; if it is claimed, then after that.
+local function hurry(id)
+  local first = call('ZRANGE', key('ev', id), 0, 0)[1]
+  if not first then
+    call('ZREM', P .. ':lines', id)
+  elseif call('HEXISTS', P .. ':claims', id) == 1 then
+    call('HSET', P .. ':claims', id, 'more')
+  else
+    -- Before all times: and the longer it waits, the sooner.
+    call('ZADD', P .. ':lines', -1 / tonumber(first), id)
   end
 end
 
@@ -190,11 +195,10 @@ local function tell(id)
   for _, event in ipairs(a.events) do
     -- As wide as any: members of equal score are in the order of their bytes.
     local sequence = string.format('%016.0f', call('INCR', P .. ':sequence'))
-    call('HSET', key('e', sequence), 'id', id, 'record', event.record, 'at', event.at,
-      'attempts', 0, 'done', '', 'due', '0')
+    call('HSET', key('e', sequence), 'id', id, 'record', event.record, 'at', event.at, 'done', '')
     call('ZADD', P .. ':events', sequence, sequence)
     call('ZADD', P .. ':pending', event.at, sequence)
     call('ZADD', key('ev', id), sequence, sequence)
   end
-  bring_forward(id)
+  if #a.events > 0 then hurry(id) end
 end

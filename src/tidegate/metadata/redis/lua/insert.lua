@@ -17,6 +17,7 @@ if a.missing then
   if is_over(missing, a.missing) then return {'lacks', missing} end
 end
 expect('zset', key('ev', a.id), unpack(INDEXES))
+expect('hash', P .. ':claims')
 for _, part in ipairs(a.parts) do expect('zset', key('pins', part)) end
 expect('string', P .. ':token', P .. ':sequence')
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tidegate import config_parsers
-from tidegate.config import Config, ConfigError
+from tidegate.config import Config, ConfigError, parsers
 from tidegate.ports import Durability
 from tidegate.stores.naming import Template
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_sizes(text: str, size: int | None) -> None:
-    assert config_parsers.parse_size(text) == size
+    assert parsers.parse_size(text) == size
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,7 @@ def test_sizes(text: str, size: int | None) -> None:
 )
 def test_wrong_sizes(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        config_parsers.parse_size(text)
+        parsers.parse_size(text)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def test_wrong_sizes(text: str, said: str) -> None:
     ],
 )
 def test_durations(text: str, seconds: float | None) -> None:
-    assert config_parsers.parse_duration(text) == seconds
+    assert parsers.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_durations(text: str, seconds: float | None) -> None:
 )
 def test_wrong_durations(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        config_parsers.parse_duration(text)
+        parsers.parse_duration(text)
 
 
 @pytest.mark.parametrize(
@@ -91,55 +90,55 @@ def test_wrong_durations(text: str, said: str) -> None:
     [("/files/", "/files/"), ("files", "/files/"), ("/a/b", "/a/b/"), ("/", "/"), ("", "/")],
 )
 def test_base_paths_start_and_end_with_a_slash(text: str, path: str) -> None:
-    assert config_parsers.parse_base_path(text) == path
+    assert parsers.parse_base_path(text) == path
 
 
 def test_ports_urls_proxies_and_origins_as_they_are_meant() -> None:
-    assert config_parsers.parse_port("0") == 0
-    assert config_parsers.parse_public_url("https://example.org/up/") == "https://example.org/up"
-    assert config_parsers.parse_public_url("http://[::1]:8080") == "http://[::1]:8080"
+    assert parsers.parse_port("0") == 0
+    assert parsers.parse_public_url("https://example.org/up/") == "https://example.org/up"
+    assert parsers.parse_public_url("http://[::1]:8080") == "http://[::1]:8080"
     for proxy in ("*", "10.0.0.5", "10.0.0.0/8", "10.1.2.3/8", "::1", "fd00::/8"):
-        assert config_parsers.parse_proxy(proxy) == proxy
-    assert config_parsers.parse_origin("*") == "*"
-    assert config_parsers.parse_origin("https://Example.org:8443") == "https://example.org:8443"
-    assert config_parsers.parse_origin("http://[::1]:80") == "http://[::1]:80"
-    assert config_parsers.parse_origin("app-x://localhost") == "app-x://localhost"
+        assert parsers.parse_proxy(proxy) == proxy
+    assert parsers.parse_origin("*") == "*"
+    assert parsers.parse_origin("https://Example.org:8443") == "https://example.org:8443"
+    assert parsers.parse_origin("http://[::1]:80") == "http://[::1]:80"
+    assert parsers.parse_origin("app-x://localhost") == "app-x://localhost"
 
 
 @pytest.mark.parametrize(
     ("parse", "text", "said"),
     [
-        (config_parsers.parse_port, "65536", "from 0 to 65535"),
-        (config_parsers.parse_port, "http", "from 0 to 65535"),
-        (config_parsers.parse_port, "-1", "from 0 to 65535"),
-        (config_parsers.parse_port, "²", "from 0 to 65535"),
-        (config_parsers.parse_port, "tcp://10.0.0.1:1080", "Kubernetes"),
-        (config_parsers.parse_base_path, "/a?b", "like /files/"),
-        (config_parsers.parse_base_path, "/a b", "like /files/"),
-        (config_parsers.parse_base_path, "/a//b", "like /files/"),
-        (config_parsers.parse_base_path, "/a/../b", "like /files/"),
-        (config_parsers.parse_public_url, "example.org", "http:// or https://"),
-        (config_parsers.parse_public_url, "ftp://example.org", "http:// or https://"),
-        (config_parsers.parse_public_url, "https://", "a host"),
-        (config_parsers.parse_public_url, "https://example.org/?a", "a host"),
-        (config_parsers.parse_public_url, "https://user:pw@example.org", "a host"),
-        (config_parsers.parse_public_url, "https://example.org:port", "perhaps a port"),
-        (config_parsers.parse_public_url, "https://example.org/\n", "a host"),
-        (config_parsers.parse_proxy, "nginx", "10.0.0.0/8"),
-        (config_parsers.parse_proxy, "10.0.0.0/33", "10.0.0.0/8"),
-        (config_parsers.parse_origin, "example.org", "https://example.org"),
-        (config_parsers.parse_origin, "https://*.example.org", "scheme://host"),
-        (config_parsers.parse_origin, "https://a.org:x", "scheme://host"),
-        (config_parsers.parse_origin, "https://user@a.org", "scheme://host"),
+        (parsers.parse_port, "65536", "from 0 to 65535"),
+        (parsers.parse_port, "http", "from 0 to 65535"),
+        (parsers.parse_port, "-1", "from 0 to 65535"),
+        (parsers.parse_port, "²", "from 0 to 65535"),
+        (parsers.parse_port, "tcp://10.0.0.1:1080", "Kubernetes"),
+        (parsers.parse_base_path, "/a?b", "like /files/"),
+        (parsers.parse_base_path, "/a b", "like /files/"),
+        (parsers.parse_base_path, "/a//b", "like /files/"),
+        (parsers.parse_base_path, "/a/../b", "like /files/"),
+        (parsers.parse_public_url, "example.org", "http:// or https://"),
+        (parsers.parse_public_url, "ftp://example.org", "http:// or https://"),
+        (parsers.parse_public_url, "https://", "a host"),
+        (parsers.parse_public_url, "https://example.org/?a", "a host"),
+        (parsers.parse_public_url, "https://user:pw@example.org", "a host"),
+        (parsers.parse_public_url, "https://example.org:port", "perhaps a port"),
+        (parsers.parse_public_url, "https://example.org/\n", "a host"),
+        (parsers.parse_proxy, "nginx", "10.0.0.0/8"),
+        (parsers.parse_proxy, "10.0.0.0/33", "10.0.0.0/8"),
+        (parsers.parse_origin, "example.org", "https://example.org"),
+        (parsers.parse_origin, "https://*.example.org", "scheme://host"),
+        (parsers.parse_origin, "https://a.org:x", "scheme://host"),
+        (parsers.parse_origin, "https://user@a.org", "scheme://host"),
         (
-            config_parsers.parse_origin,
+            parsers.parse_origin,
             "https://a.org/path",
             "expected https://a.org, without a path",
         ),
-        (config_parsers.parse_origin, "https://a.org/", "expected https://a.org, without a path"),
-        (config_parsers.parse_extension, "termiation", "termination"),
-        (config_parsers.parse_durability, "full", "complete, ack, none"),
-        (config_parsers.parse_template, "{name}", "the fields are"),
+        (parsers.parse_origin, "https://a.org/", "expected https://a.org, without a path"),
+        (parsers.parse_extension, "termiation", "termination"),
+        (parsers.parse_durability, "full", "complete, ack, none"),
+        (parsers.parse_template, "{name}", "the fields are"),
     ],
 )
 def test_what_is_wrong_is_said_with_what_is_right(
@@ -151,7 +150,7 @@ def test_what_is_wrong_is_said_with_what_is_right(
 
 
 def test_lists_take_commas_spaces_and_several_texts() -> None:
-    parse = config_parsers.parse_items(config_parsers.parse_proxy)
+    parse = parsers.parse_items(parsers.parse_proxy)
     assert parse(["10.0.0.1, 10.0.0.2", "::1"]) == ("10.0.0.1", "10.0.0.2", "::1")
     assert parse(["none"]) == ()
     assert parse([""]) == ()
@@ -162,10 +161,10 @@ def test_defaults_are_what_they_are_said_to_be() -> None:
     assert (default.host, default.port, default.base_path) == ("127.0.0.1", 1080, "/files/")
     assert default.metadata_url.endswith("/tidegate-data/tidegate.db")
     assert default.max_size is None
-    assert default.expire_after == config_parsers.parse_duration("7d")
-    assert default.shutdown_timeout == config_parsers.parse_duration("7s")
+    assert default.expire_after == parsers.parse_duration("7d")
+    assert default.shutdown_timeout == parsers.parse_duration("7s")
     assert default.durability is Durability.COMPLETE
-    assert config_parsers.parse_base_path(default.base_path) == default.base_path
+    assert parsers.parse_base_path(default.base_path) == default.base_path
     assert Template(default.file_name).text == default.file_name
 
 
@@ -180,7 +179,7 @@ def test_defaults_are_what_they_are_said_to_be() -> None:
     ],
 )
 def test_who_says_who_it_is(text: str) -> None:
-    assert config_parsers.parse_auth(text) == text
+    assert parsers.parse_auth(text) == text
 
 
 @pytest.mark.parametrize(
@@ -198,14 +197,14 @@ def test_who_says_who_it_is(text: str) -> None:
 )
 def test_who_can_not_say_it(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        config_parsers.parse_auth(text)
+        parsers.parse_auth(text)
 
 
 def test_names_of_headers() -> None:
-    assert config_parsers.parse_header("X-User_1") == "X-User_1"
+    assert parsers.parse_header("X-User_1") == "X-User_1"
     for text in ("", "a b", "é", "a:"):
         with pytest.raises(ValueError, match="not the name of a header"):
-            config_parsers.parse_header(text)
+            parsers.parse_header(text)
 
 
 @pytest.mark.parametrize(

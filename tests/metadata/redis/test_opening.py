@@ -16,7 +16,7 @@ from tidegate.metadata.redis import url as redis_url
 from tidegate.metadata.redis.link import Link
 from tidegate.metadata.redis.store import RedisMetadataStore
 from tidegate.ports import MetadataError, UnavailableError
-from tidegate.testing.metadata.support import add, opened, upload
+from tidegate.testing.metadata.support import NOW, add, end_claim, event, opened, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import redis
 
 pytestmark = pytest.mark.anyio
-
 
 REWRITES = ("scheduled", "in_progress")
 
@@ -140,13 +139,40 @@ async def test_refuses_an_old_server() -> None:
 async def test_refuses_what_a_newer_version_left(server: Valkey, client: redis.Redis) -> None:
     url = server.url("newer")
     await works(url)
-    client.set("{newer}:schema", "2")
-    await refused(url, "prefix newer is of another version, 2: this one knows 1")
+    client.set("{newer}:schema", "3")
+    await refused(url, "prefix newer is of another version, 3: this one knows 2")
+
+
+async def test_what_was_to_be_delivered_still_is(server: Valkey, client: redis.Redis) -> None:
+    """Of keys from when an event was told to all sinks before the next: version 1."""
+    url = server.url("older")
+    one, two, three = upload(), upload(), upload()
+    async with opened(lambda: RedisMetadataStore(url)) as old:
+        await old.insert(one, events=[event(one), event(one)])
+        await old.insert(two, events=[event(two)])
+        (line, given) = await old.claim_events(NOW, 10, 60)
+        await end_claim(old, line, kept=line.deliveries, due_at=NOW)
+        await end_claim(old, given, given_up=given.deliveries)
+        await old.insert(three, events=[event(three)])
+        client.delete("{older}:lines", "{older}:claims")
+        client.zadd("{older}:due", {f"{1:016}": NOW + 50, f"{4:016}": 0})
+        client.set("{older}:schema", "1")
+        async with opened(lambda: RedisMetadataStore(url)) as store:
+            (third,) = await store.claim_events(NOW + 49, 10, 60)
+            assert [d.sequence for d in third.deliveries] == [4]
+            (first,) = await store.claim_events(NOW + 50, 10, 60)
+            assert [d.sequence for d in first.deliveries] == [1, 2]
+            assert await store.replay(3)
+            (second,) = await store.claim_events(NOW, 10, 60)
+            assert second.upload_id == two.id
+    assert client.get("{older}:schema") == "2"
+    # What one of version 1 would look for, before it wrote anything.
+    assert client.type("{older}:due") == "string"
 
 
 async def test_refuses_keys_that_are_not_ours(server: Valkey, client: redis.Redis) -> None:
-    client.set("{taken}:due", "x")
-    await refused(server.url("taken"), "WRONGTYPE.*{taken}:due is a string")
+    client.set("{taken}:lines", "x")
+    await refused(server.url("taken"), "WRONGTYPE.*{taken}:lines is a string")
 
 
 async def test_two_prefixes_know_nothing_of_each_other(server: Valkey) -> None:

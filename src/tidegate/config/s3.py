@@ -2,29 +2,28 @@
 
 # No annotations as strings here: the command line reads those of the class that inherits these
 # settings with the names of its module.
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter
 
-from tidegate.config_parsers import parse_count, parse_size
+from tidegate.config.flags import one
+from tidegate.config.parsers import parse_count, parse_size
 from tidegate.stores.s3.options import Checksums, S3Options
 
 _S3 = Group("Data in S3 (credentials: as for the AWS SDKs)", sort_key=3.5)
 _DEFAULTS = S3Options()
 
 
-def _some(parse: Callable[[str], int | None]) -> Callable[[Any, Sequence[Token]], int]:
-    """A converter for a flag whose last value counts, and that is never unlimited."""
-
-    def convert(_type: Any, tokens: Sequence[Token]) -> int:
-        value = parse(tokens[-1].value)
+def _bounded(parse: Callable[[str], int | None]) -> Callable[[str], int]:
+    def parse_bounded(text: str) -> int:
+        value = parse(text)
         if value is None:
             raise ValueError("expected a limit: memory has one")
         return value
 
-    return convert
+    return parse_bounded
 
 
 @Parameter(name="*", negative=())
@@ -50,7 +49,7 @@ class S3Config:
         int,
         Parameter(
             group=_S3,
-            converter=_some(parse_size),
+            converter=one(_bounded(parse_size)),
             metavar="SIZE",
             show_default="8MiB",
             help="Of parts; larger where it must be",
@@ -65,7 +64,7 @@ class S3Config:
         int,
         Parameter(
             group=_S3,
-            converter=_some(parse_size),
+            converter=one(_bounded(parse_size)),
             metavar="SIZE",
             show_default="256MiB",
             help="For parts, per process, all uploads together",
@@ -76,7 +75,7 @@ class S3Config:
         int,
         Parameter(
             group=_S3,
-            converter=_some(parse_count),
+            converter=one(_bounded(parse_count)),
             metavar="N",
             help="Parts of one upload sent at once",
         ),

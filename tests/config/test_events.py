@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tidegate import config_events
-from tidegate.config import Config
+from tidegate.config import Config, events
 from tidegate.protocol.model import EventType
 
 if TYPE_CHECKING:
@@ -17,19 +16,19 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("parse", "text", "said"),
     [
-        (config_events.parse_webhook, "ftp://e.org/", "http:// or https://"),
-        (config_events.parse_webhook, "e.org", "http:// or https://"),
-        (config_events.parse_webhook, "http://e.org:x/", "http:// or https://"),
-        (config_events.parse_webhook, "http:///x", "http:// or https://"),
-        (config_events.parse_webhook, "http://é.org/", "percent-encoded"),
-        (config_events.parse_webhook, "http://e.org/\x7f", "percent-encoded"),
-        (config_events.parse_event, "finished", "expected created, completed"),
-        (config_events.parse_command, " ", "no words"),
-        (config_events.parse_command, "tell 'me", "split into words"),
-        (config_events.parse_timeout, "never", "at most 1h"),
-        (config_events.parse_timeout, "61m", "at most 1h"),
-        (config_events.parse_timeout, "soon", "not a length of time"),
-        (config_events.parse_interval, "never", "leave progress out"),
+        (events.parse_webhook, "ftp://e.org/", "http:// or https://"),
+        (events.parse_webhook, "e.org", "http:// or https://"),
+        (events.parse_webhook, "http://e.org:x/", "http:// or https://"),
+        (events.parse_webhook, "http:///x", "http:// or https://"),
+        (events.parse_webhook, "http://é.org/", "percent-encoded"),
+        (events.parse_webhook, "http://e.org/\x7f", "percent-encoded"),
+        (events.parse_event, "finished", "expected created, completed"),
+        (events.parse_command, " ", "no words"),
+        (events.parse_command, "tell 'me", "split into words"),
+        (events.parse_timeout, "never", "at most 1h"),
+        (events.parse_timeout, "61m", "at most 1h"),
+        (events.parse_timeout, "soon", "not a length of time"),
+        (events.parse_interval, "never", "leave progress out"),
     ],
 )
 def test_wrong_settings(parse: Callable[[str], object], text: str, said: str) -> None:
@@ -39,7 +38,7 @@ def test_wrong_settings(parse: Callable[[str], object], text: str, said: str) ->
 
 def test_a_webhook_is_not_shown() -> None:
     with pytest.raises(ValueError) as raised:
-        config_events.parse_webhook("htp://user:password@e.org/")
+        events.parse_webhook("htp://user:password@e.org/")
     assert "password" not in str(raised.value)
 
 

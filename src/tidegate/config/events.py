@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from cyclopts import Group, Parameter, Token
 
-from tidegate.config_parsers import parse_duration, parse_items
+from tidegate.config.flags import many, one
+from tidegate.config.parsers import parse_duration
 from tidegate.protocol.model import STORED_EVENTS, EventType
 
 EVENTS = Group("Who is told", sort_key=4.5)
@@ -67,14 +68,6 @@ def parse_interval(text: str) -> float:
     return seconds
 
 
-def _one(parse: Callable[[str], Any]) -> Callable[[Any, Sequence[Token]], Any]:
-    return lambda _type, tokens: parse(tokens[-1].value)
-
-
-def _types(_type: object, tokens: Sequence[Token]) -> tuple[str, ...]:
-    return parse_items(parse_event)([token.value for token in tokens])
-
-
 def _words(parse: Callable[[str], str]) -> Callable[[Any, Sequence[Token]], tuple[str, ...]]:
     # By spaces only: there may be commas in a URL.
     return lambda _type, tokens: tuple(
@@ -121,7 +114,7 @@ class EventConfig:
         tuple[str, ...],
         Parameter(
             group=EVENTS,
-            converter=_types,
+            converter=many(parse_event),
             metavar="TYPE",
             show_default="all but progress",
             help="Which: created, completed…",
@@ -132,7 +125,7 @@ class EventConfig:
         float,
         Parameter(
             group=EVENTS,
-            converter=_one(parse_timeout),
+            converter=one(parse_timeout),
             metavar="TIME",
             show_default="20s",
             help="For an answer to come",
@@ -143,7 +136,7 @@ class EventConfig:
         str | None,
         Parameter(
             group=EVENTS,
-            converter=_one(parse_command),
+            converter=one(parse_command),
             metavar="COMMAND",
             help="Run for each event, with JSON on stdin",
         ),
@@ -153,7 +146,7 @@ class EventConfig:
         tuple[str, ...],
         Parameter(
             group=EVENTS,
-            converter=_types,
+            converter=many(parse_event),
             metavar="TYPE",
             show_default="all but progress",
             help="Which: created, completed…",
@@ -164,7 +157,7 @@ class EventConfig:
         float,
         Parameter(
             group=EVENTS,
-            converter=_one(parse_timeout),
+            converter=one(parse_timeout),
             metavar="TIME",
             show_default="20s",
             help="For the command to end; then it is killed",
@@ -175,7 +168,7 @@ class EventConfig:
         float,
         Parameter(
             group=EVENTS,
-            converter=_one(parse_interval),
+            converter=one(parse_interval),
             metavar="TIME",
             show_default="5s",
             help="Of one upload at most, to who wants progress",
