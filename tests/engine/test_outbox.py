@@ -574,6 +574,28 @@ async def test_a_claim_that_ran_out_is_someone_elses(caplog: pytest.LogCaptureFi
         assert "took longer than its claim" in caplog.text
 
 
+async def test_a_claim_that_ran_out_may_be_ours_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both end at once: the line goes on as the later one says."""
+    monkeypatch.setattr(outbox, "GATHER", 0.1)
+    sink = Sink()
+
+    async def slow(_: Delivery) -> None:
+        if sink.calls == 1:
+            s.clock.advance(CLAIM_FOR)
+            s.engine._outbox.wake()
+            await until(lambda: sink.calls == 2)
+        elif sink.calls == 2:
+            await until(lambda: len(sink.told) == 1)
+
+    sink.before = slow
+    s = stage(sink)
+    async with s.open():
+        await s.create(3, b"abc")
+        await until(lambda: len(sink.told) == 3 and not s.records._events)
+        assert sink.types_told == [EventType.CREATED, EventType.CREATED, EventType.COMPLETED]
+        assert s.engine._outbox._at_work == 0
+
+
 async def test_a_claim_that_ran_out_and_is_nobodys_is_ended_at_a_stop() -> None:
     sink = Sink()
     sink.before = lambda _: anyio.sleep_forever()

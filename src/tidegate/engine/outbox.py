@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import deque
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -206,9 +207,17 @@ class Outbox:
 
     async def _end_claims(self, *, stopping: bool = False) -> None:
         """Have the metadata store note what became of lines, of all of them at once."""
-        ended, self._ended = self._ended, []
-        if not ended:
+        found, self._ended = self._ended, []
+        if not found:
             return
+        # Of what we claimed again, having been paused for longer than a claim, the latest is ours.
+        ours = {each[0].line.upload_id: each for each in sorted(found, key=itemgetter(1))}
+        ended = list(ours.values())
+        if outlasted := len(found) - len(ended):
+            log.warning(
+                "events of %d uploads: their delivery took longer than its claim", outlasted
+            )
+            self._at_work -= outlasted
         noted = [replace(each, goes_on=False) if stopping else each for each, _ in ended]
         try:
             lost = await self._core.metadata.end_claims(noted)
