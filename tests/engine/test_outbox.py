@@ -21,6 +21,7 @@ from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import (
     Delivery,
     DeliveryError,
+    Ended,
     Line,
     MetadataStore,
     Retry,
@@ -558,20 +559,36 @@ async def test_what_was_told_at_a_stop_is_not_told_again() -> None:
 async def test_a_claim_that_ran_out_is_someone_elses(caplog: pytest.LogCaptureFixture) -> None:
     """We were paused: another server is telling it by now, and says how that went."""
     sink = Sink()
+    theirs: list[Line] = []
 
     async def slow(_: Delivery) -> None:
-        if sink.calls == 1:
-            s.clock.advance(CLAIM_FOR)
-            s.engine._outbox.wake()
-            await until(lambda: len(sink.told) == 1)
+        s.clock.advance(CLAIM_FOR)
+        theirs.extend(await s.records.claim_events(s.clock.now(), 1, CLAIM_FOR))
 
     sink.before = slow
     s = stage(sink)
     async with s.open():
         await s.create(3)
-        await until(lambda: len(sink.told) == 2 and not s.records._events)
-        assert [d.attempts for d in sink.told] == [0, 0]
-        assert "took longer than its claim" in caplog.text
+        await until(lambda: "took longer than its claim" in caplog.text)
+        assert len(await kept(s)) == 1
+        assert await s.records.end_claims([Ended(line=line) for line in theirs]) == []
+        assert await kept(s) == []
+        assert sink.calls == len(theirs) == 1
+
+
+async def test_a_claim_that_ran_out_before_anyone_was_told_is_ended() -> None:
+    """We were paused right after it: nothing is begun that others may be doing."""
+    sink = Sink()
+    s = stage(sink)
+    async with s.open():
+        gate = s.metadata.faults.hold("claim_events")
+        await s.create(3)
+        await reached(gate.reached)
+        s.clock.advance(CLAIM_FOR)
+        assert not sink.calls
+        gate.go.set()
+        await until(lambda: len(sink.told) == 1 and not s.records._events)
+        assert s.metadata.faults.calls.count("claim_events") > 2
 
 
 async def test_a_claim_that_ran_out_may_be_ours_again(monkeypatch: pytest.MonkeyPatch) -> None:
