@@ -76,9 +76,14 @@ class Action(enum.StrEnum):
 class Headers(Mapping[str, str]):
     """The fields of a request by name, in any case; those of one name with commas between them."""
 
-    def __init__(self, sent: Sequence[tuple[bytes, bytes]]) -> None:
-        """`sent` has its names in lower case."""
+    def __init__(
+        self,
+        sent: Sequence[tuple[bytes, bytes]],
+        values: Callable[[bytes], Sequence[str]] | None = None,
+    ) -> None:
+        """`sent` has its names in lower case. `values` finds those of one, where that was indexed."""
         self._sent = sent
+        self._values = values
 
     def __getitem__(self, name: str) -> str:
         values = self.all(name)
@@ -89,6 +94,8 @@ class Headers(Mapping[str, str]):
     def all(self, name: str) -> list[str]:
         """Every value of a name, in the order in which they were sent."""
         wanted = _as_sent(name)
+        if self._values is not None:
+            return list(self._values(wanted))
         found = []
         for sent, value in self._sent:
             if sent == wanted:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from anyio import to_thread
-from tests.auth.requests import asking, judged
+from tests.auth.requests import asking, judged, status
 from tests.engine.stage import until
 
 from tidegate.auth import token
@@ -72,6 +72,21 @@ async def test_who_is_not(sent: list[str]) -> None:
     for text in (str(denied), repr(denied), challenge.decode()):
         assert ALICE not in text
         assert "unknown" not in text
+
+
+async def test_of_the_spellings_of_tokens_so_many_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(token, "REMEMBERED", 2)
+    tokens = Tokens(LINES.splitlines())
+    for name, known in (("alice", ALICE), ("bob", BOB)):
+        for spaces in range(1, 5):
+            sent = f"Bearer{' ' * spaces}{known}"
+            for _ in range(2):
+                assert await judged(tokens, asking(sent)) == Principal(id=name)
+                assert await status(tokens, asking(sent.swapcase())) == 401
+                assert await status(tokens, asking(sent, sent)) == 401
+                assert 1 <= len(tokens._seen) <= 2
 
 
 async def test_every_token_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -456,6 +456,32 @@ async def test_uploads_are_told_of_at_once_with_a_limit() -> None:
             assert types == [EventType.CREATED, EventType.COMPLETED]
 
 
+async def test_what_was_claimed_too_long_ago_is_claimed_again() -> None:
+    """It waited for those before it: told now, it might outlast its claim."""
+    sink = Sink()
+    go = anyio.Event()
+    sink.before = lambda _: go.wait()
+    s = stage(sink)
+    count = outbox.CLAIMED + 4
+    async with s.open():
+        for _ in range(count):
+            await s.create(3)
+        await until(lambda: sink.at_work == outbox.AT_ONCE)
+        await until(lambda: s.engine._outbox._at_work == outbox.CLAIMED)
+        s.clock.advance(outbox.CLAIM_BEYOND)
+        again = s.clock.now() + CLAIM_FOR
+        claims: set[float] = set()
+
+        async def note(_: Delivery) -> None:
+            claims.update(line.due_at for line in s.records._lines.values() if line.claimed)
+
+        sink.before = note
+        go.set()
+        await until(lambda: len(sink.told) == count and not s.records._events)
+        assert sink.calls == sink.most_at_work + count - outbox.AT_ONCE == count
+        assert again in claims
+
+
 async def test_what_is_told_at_once_is_forgotten_at_once() -> None:
     """A sink that takes no time costs neither a task nor a transaction for each event."""
     sink = Sink()

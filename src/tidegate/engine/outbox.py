@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 AT_ONCE = 16
 """Uploads whose events are being delivered at a time: so many connections or processes
 are little for a server, and a sink that needs a tenth of a second gets 160 each second."""
+CLAIMED = 64
+"""Uploads whose events are claimed at a time: a claim costs as much as ten of its events."""
 CLAIM_BEYOND = 10.0
 """Seconds that a claim holds beyond the longest that a delivery takes: for reaching the metadata
 store before and after it. With a sink's usual 20 s, what a process that died was delivering is
@@ -45,8 +47,8 @@ REST = 10.0
 """Seconds between two tries of a sink that hangs. What else is for it fails at once: it would hold
 up what is for others."""
 GATHER = 0.02
-"""Seconds for which what happens is gathered once all that was due is claimed: a claim costs as much
-as ten of its events, and nobody is told of something that he sees himself."""
+"""Seconds for which what happens is gathered once all that was due is claimed: nobody is told of
+something that he sees himself."""
 LET_GO_WITHIN = 1.0
 """Seconds to say at a stop which events were delivered, and which are not being delivered any more."""
 
@@ -125,6 +127,8 @@ class Outbox:
         self._woken = anyio.Event()
         self._at_work = 0
         """Lines that are ours."""
+        self._telling = 0
+        """Tasks that tell them."""
         self._claimed: deque[tuple[Line, float]] = deque()
         """Of these, those that nobody is telling yet, and until when each is ours."""
         self._ended: list[tuple[Ended, float]] = []
@@ -144,7 +148,7 @@ class Outbox:
             while True:
                 self._woken = anyio.Event()
                 await self._end_claims()
-                free = max(0, AT_ONCE - self._at_work)
+                free = max(0, CLAIMED - self._at_work)
                 all_due = await self._claim(free) < free
                 await self._tell_claimed()
                 # Where all we may claim is ours: until a sink has answered.
@@ -157,10 +161,10 @@ class Outbox:
 
     async def deliver_due(self) -> int:
         """Deliver what is due now; of how many uploads."""
-        count = await self._claim(AT_ONCE)
+        count = await self._claim(CLAIMED)
         while self._claimed:
             async with anyio.create_task_group() as tasks:
-                for _ in self._claimed:
+                for _ in range(min(AT_ONCE, len(self._claimed))):
                     tasks.start_soon(self._tell_on)
             await self._end_claims()
         return count
@@ -183,14 +187,18 @@ class Outbox:
 
     async def _tell_claimed(self) -> None:
         """See that all that are claimed are being told, by as many tasks as it takes."""
-        while self._claimed:
+        while self._claimed and self._telling < AT_ONCE:
             self._core.spawn(self._tell_on)
             # It takes one after the other for as long as no sink keeps it waiting.
             await anyio.lowlevel.checkpoint()
 
     async def _tell_on(self) -> None:
-        while self._claimed:
-            await self._deliver(*self._claimed.popleft())
+        self._telling += 1
+        try:
+            while self._claimed:
+                await self._deliver(*self._claimed.popleft())
+        finally:
+            self._telling -= 1
 
     async def _deliver(self, line: Line, until: float) -> None:
         standings = [_Standing(delivery) for delivery in line.deliveries]
@@ -251,15 +259,14 @@ class Outbox:
 
     async def _tell(self, standings: Sequence[_Standing], until: float) -> None:
         """Tell each sink the first that it lacks, where that is due."""
-        clock = self._core.clock
-        if clock.monotonic() >= until:
-            return
-        now = clock.now()
+        now = self._core.clock.now()
         waiting = [
             (sink, first)
             for sink in self._sinks
             if (first := _first(sink, standings)) is not None and first.due_at(sink) <= now
         ]
+        if not self._has_time([sink for sink, _ in waiting], until):
+            return
         if len(waiting) == 1:
             # As most have it; a group of tasks costs more than all the rest here.
             await self._tell_one(*waiting[0])
@@ -325,7 +332,6 @@ class Outbox:
         standing.retries[sink.name] = Retry(sink.name, attempts, due_at)
 
     def _what_became_of(self, line: Line, standings: Sequence[_Standing], until: float) -> Ended:
-        clock = self._core.clock
         kept: list[Delivery] = []
         given_up: list[Delivery] = []
         for each in standings:
@@ -339,14 +345,18 @@ class Outbox:
             for sink in (self._sinks if kept else ())
             if (first := _first(sink, standings)) is not None
         }
-        now = clock.now()
-        longest = max((sink.timeout for sink, due_at in due.items() if due_at <= now), default=None)
-        if longest is None:
+        now = self._core.clock.now()
+        waiting = [sink for sink, due_at in due.items() if due_at <= now]
+        if not waiting:
             due_at = min(due.values(), default=None)
             return Ended(line=line, kept=kept, given_up=given_up, due_at=due_at)
-        # No delivery is begun that may outlast the claim.
-        goes_on = clock.monotonic() <= until - longest - CLAIM_BEYOND / 2
+        goes_on = self._has_time(waiting, until)
         return Ended(line=line, kept=kept, given_up=given_up, goes_on=goes_on)
+
+    def _has_time(self, sinks: Sequence[EventSink], until: float) -> bool:
+        """Whether a delivery to them may begin: it must not outlast its claim."""
+        longest = max((sink.timeout for sink in sinks), default=0.0)
+        return self._core.clock.monotonic() <= until - longest - CLAIM_BEYOND / 2
 
 
 def _first(sink: EventSink, standings: Sequence[_Standing]) -> _Standing | None:

@@ -162,7 +162,7 @@ def _asked(command: Command, request: Request) -> UploadRequest | None:
         command=command,
         method=tus1.method(request),
         url=request.url,
-        headers=Headers(request.headers),
+        headers=Headers(request.headers, request.values),
         client=request.client,
         scope=request.scope,
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Final
 
-from tidegate.metadata.encoding import decode_delivery, due_at_once, encode_delivery
+from tidegate.metadata.encoding import decode_delivery, due_at_once, encode, encode_delivery
 from tidegate.ports import Counts, Line, Undelivered
 from tidegate.protocol.model import State
 
@@ -21,12 +20,15 @@ def tell(
     db: sqlite3.Connection, upload_id: UploadId, events: Iterable[tuple[Event, bytes]]
 ) -> None:
     """Write down events, each with its record."""
+    first = 0
     for event, record in events:
         inserted = db.execute(
             "INSERT INTO event (upload_id, type, at, record) VALUES (?, ?, ?, ?)",
             (upload_id, event.type.value, event.at, record),
         )
-        _hurry(db, upload_id, inserted.lastrowid or 0)
+        first = first or inserted.lastrowid or 0
+    if first:
+        _hurry(db, upload_id, first)
 
 
 def _hurry(db: sqlite3.Connection, upload_id: UploadId, sequence: int) -> None:
@@ -59,7 +61,7 @@ def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Li
     db.execute(
         "UPDATE line SET due_at = ?, claimed = 1, more = 0"
         " WHERE upload_id IN (SELECT value FROM json_each(?))",
-        (ends, json.dumps([*found])),
+        (ends, encode([*found]).decode()),
     )
     return [
         Line(upload_id, ends, tuple(sorted(deliveries, key=lambda delivery: delivery.sequence)))
@@ -86,7 +88,7 @@ def end_claims(db: sqlite3.Connection, ended: Sequence[Ended]) -> list[UploadId]
     if told:
         db.execute(
             "DELETE FROM event WHERE sequence IN (SELECT value FROM json_each(?))",
-            (json.dumps(told),),
+            (encode(told).decode(),),
         )
     return lost
 
@@ -101,7 +103,7 @@ def _forget(db: sqlite3.Connection, lines: Iterable[Line]) -> set[UploadId]:
         rows = db.execute(
             "DELETE FROM line WHERE upload_id IN (SELECT value FROM json_each(?))"
             " AND due_at = ? AND claimed AND NOT more RETURNING upload_id",
-            (json.dumps(uploads), claim),
+            (encode(uploads).decode(), claim),
         )
         over.update(upload_id for (upload_id,) in rows)
     return over
