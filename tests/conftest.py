@@ -308,6 +308,12 @@ def _is_asyncio(runner: object) -> TypeIs[anyio_asyncio.TestRunner]:
     return isinstance(runner, anyio_asyncio.TestRunner)
 
 
+@pytest.fixture
+def events_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outbox gathers nothing: where events come one by one, and are waited for a thousand times."""
+    monkeypatch.setattr("tidegate.engine.outbox.GATHER", 0.0)
+
+
 # ------------------------------------------------------------ nothing skips in CI
 
 

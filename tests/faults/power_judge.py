@@ -31,6 +31,7 @@ from tests.support.disk_states import (
 )
 from tests.support.disk_trace import Happening, Make, Note, Sync, Write
 
+from tidegate.engine import outbox
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
@@ -159,7 +160,11 @@ class Recovery:
             await tend()
 
         try:
-            with mock.patch.object(self._engine, "_tend", tend_later):
+            # There is nobody whose events it pays to gather.
+            with (
+                mock.patch.object(outbox, "GATHER", 0.0),
+                mock.patch.object(self._engine, "_tend", tend_later),
+            ):
                 async with self._engine:
                     await self._clients_go_on(outcome, looked)
         except BaseException as error:  # noqa: BLE001  (whatever it is, it is wrong)

@@ -41,7 +41,11 @@ from tidegate.testing import FakeClock
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("events_at_once"),
+]
 
 EVERY = os.environ.get("TIDEGATE_FAULTS") == "every"
 SAMPLE = 80

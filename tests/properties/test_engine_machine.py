@@ -1280,6 +1280,7 @@ def machine(request: pytest.FixtureRequest) -> tuple[type[EngineMachine], int]:
 
 
 @pytest.mark.timeout(240 * EXAMPLES)
+@pytest.mark.usefixtures("events_at_once")
 def test_the_engine_does_what_the_model_says(machine: tuple[type[EngineMachine], int]) -> None:
     kind, examples = machine
     run_state_machine_as_test(
