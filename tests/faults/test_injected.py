@@ -235,6 +235,12 @@ class User:
 
     # ------------------------------------------------------------------ when nothing fails now
 
+    async def _is_held(self, upload_id: UploadId) -> bool:
+        loaded = await self.server.metadata.load(upload_id)
+        assert loaded is not None
+        assert loaded.hold is not Hold.ABANDONED
+        return loaded.hold is Hold.HELD
+
     async def finish(self) -> None:
         """Go on with every upload until it is whole, and compare."""
         with anyio.fail_after(PATIENCE):
@@ -244,9 +250,10 @@ class User:
         wanted = set()
         for upload in self.uploads:
             upload_id = UploadId(upload.path.rpartition("/")[2])
-            loaded = await self.server.metadata.load(upload_id)
-            assert loaded is not None
-            assert loaded.hold is Hold.FREE
+            with anyio.fail_after(PATIENCE):
+                # Who concatenates in the background lets go after it is seen to be complete.
+                while await self._is_held(upload_id):
+                    await anyio.sleep(0.001)
             if not upload.ended:
                 wanted |= {("created", upload_id), ("completed", upload_id)}
         with anyio.move_on_after(PATIENCE):
