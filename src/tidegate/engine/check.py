@@ -126,7 +126,7 @@ async def _mend(core: Core, held: Session, finding: Finding, stored: int) -> Fin
             return replace(finding, problem="is needed by a pending final; nothing to mend")
         await core.data.delete(upload)
         held.settled = True
-    elif upload.state is State.COMPLETE:
+    elif upload.state is State.COMPLETE and stored != upload.offset:
         return finding
     elif held.settled:
         # Nobody died over it: what is past the offset was never meant to count.
