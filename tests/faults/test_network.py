@@ -217,12 +217,13 @@ def test_many_connections_that_are_reset_leave_nothing(server: ServerProcess) ->
 
 
 def test_a_half_closed_connection_in_the_middle_of_a_body_keeps_what_came(
-    server: ServerProcess,
+    server: ServerProcess, request: pytest.FixtureRequest
 ) -> None:
-    """But for what came with the end itself: uvicorn's own protocols hand nothing on after it."""
     upload = create(server)
     with connected(server, head(upload) + CONTENT[:HALF]) as connection:
-        wait_for(lambda: stored(server, upload) == HALF)
+        if request.node.callspec.params["server"] == "asgi":
+            # uvicorn's own protocols hand nothing on once a connection has ended.
+            wait_for(lambda: stored(server, upload) == HALF)
         connection.shutdown(socket.SHUT_WR)
         assert statuses(rest(connection)) == []
     goes_on(upload, HALF)

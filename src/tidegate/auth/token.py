@@ -40,7 +40,8 @@ class TokenError(ValueError):
 
 
 class Tokens:
-    """Knows tokens by their digests. A request with one is made by the principal of its name.
+    """Knows tokens by their digests, and those that came by the fields that brought them, too. A
+    request with one is made by the principal of its name.
 
     Each line of `lines` is a name, white space, and a token, or `sha256:` and the token's digest in
     hexadecimal; a name may have several tokens, so that they can be changed without a gap. Empty
