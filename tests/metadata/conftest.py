@@ -11,10 +11,35 @@ import pytest
 from tests.support import postgres
 
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
+from tidegate.protocol.model import MAX_LENGTH, State
+from tidegate.testing.metadata.support import NOW, upload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractContextManager
+
+ALL_SORTS = (
+    upload("new"),
+    upload("new-deferred", length=None),
+    upload("empty", length=0),
+    upload("unsynced", offset=7, boot_id="boot"),
+    upload("unsynced-deferred", length=None, offset=7),
+    upload("unsynced-large", length=MAX_LENGTH, offset=2**62, synced_offset=5),
+    upload("unsynced-odd", offset=7, name="日本/ü", storage={"synced_offset": 7, "\0": "\0"}),
+    upload("partly", offset=7, synced_offset=6),
+    upload("synced", offset=7, synced_offset=7),
+    upload("synced-deferred", length=None, offset=7, synced_offset=7),
+    upload("synced-large", length=MAX_LENGTH, offset=2**62, synced_offset=2**62),
+    upload("synced-odd", offset=7, synced_offset=7, name="日本/ü", storage={"length": 7}),
+    upload("whole", offset=100, synced_offset=100),
+    upload("complete", offset=100, state=State.COMPLETE, ended_at=NOW),
+    upload("terminated", offset=7, state=State.TERMINATED, ended_at=NOW),
+)
+"""Uploads of which something is left to do, or nothing: for stores that are migrated."""
+UNDONE = sorted(
+    ("empty", "whole", "partly", *(u.id for u in ALL_SORTS if u.id.startswith("unsynced")))
+)
+"""The ids of those of which something is."""
 
 CHILD = Path(__file__).with_name("child.py")
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from tests.metadata.conftest import started
+from tests.metadata.conftest import ALL_SORTS, UNDONE, started
 from tests.support import postgres
 from tests.support.logs import logs_kept
 from tests.support.postgres_wire import CuttingLine
 
 from tidegate.metadata.encoding import encode
 from tidegate.metadata.postgres import address as postgres_address
+from tidegate.metadata.postgres import lists
 from tidegate.metadata.postgres.address import AddressError
 from tidegate.metadata.postgres.schema import MIGRATIONS
 from tidegate.metadata.postgres.store import PostgresMetadataStore
@@ -74,9 +75,9 @@ async def test_a_newer_schema_is_refused_and_left_alone(url: str) -> None:
     await newer.open()
     await newer.close()
     older = PostgresMetadataStore(url)
-    with pytest.raises(MetadataError, match=r"newer tidegate \(version 3, this one knows 2\)"):
+    with pytest.raises(MetadataError, match=r"newer tidegate \(version 4, this one knows 3\)"):
         await older.open()
-    assert await older.schema_version() == 3
+    assert await older.schema_version() == 4
     await newer.open()
     assert await still_works(newer)
     await newer.close()
@@ -128,6 +129,49 @@ async def test_what_was_to_be_delivered_still_is(url: str) -> None:
         assert await store.replay(3)
         (second,) = await store.claim_events(NOW, 10, 60)
         assert second.upload_id == "two"
+
+
+@pytest.mark.parametrize("encoding", ["UTF8", "LATIN1"])
+async def test_what_was_undone_still_is(url: str, encoding: str) -> None:
+    """Of tables from when that was not written down: version 2. Whatever the database can't spell."""
+    await sql(
+        f"DROP DATABASE IF EXISTS {encoding}",
+        f"CREATE DATABASE {encoding} TEMPLATE template0 LOCALE 'C' ENCODING '{encoding}'",
+    )
+    there = url.replace("/postgres?", f"/{encoding.lower()}?")
+    async with opened(lambda: PostgresMetadataStore(there)) as old:
+        assert isinstance(old, PostgresMetadataStore)
+        await add(old, *ALL_SORTS)
+        await old._run(
+            lambda link: link.script(
+                "ALTER TABLE tidegate.upload DROP COLUMN undone;"
+                "UPDATE tidegate.schema_version SET version = 2"
+            )
+        )
+    async with opened(lambda: PostgresMetadataStore(there)) as store:
+        assert [one.id async for one in store.undone()] == UNDONE
+
+
+async def test_what_is_undone_is_read_out_of_an_index_of_its_own(url: str) -> None:
+    """In the order of the ids: what is stored besides is not looked at."""
+    async with opened(lambda: PostgresMetadataStore(url)) as store:
+        assert isinstance(store, PostgresMetadataStore)
+        schema = store.address.schema
+        await sql(
+            f"INSERT INTO {schema}.upload (id, version, state, kind, promised, stored, written_by,"
+            " record, undone) SELECT 'u' || n, 1, 'receiving', 'regular', 100, 0, 0,"
+            " '', n % 1000 = 0 FROM generate_series(1, 20000) n",
+        )
+        query = lists.UNDONE.replace("tidegate.", f"{schema}.")
+        for statistics in ("SELECT 1", f"ANALYZE {schema}.upload"):
+            plan = await sql(
+                statistics,
+                f"PREPARE undone (text, bigint) AS {query}",
+                "SET plan_cache_mode = force_generic_plan",
+                "EXPLAIN (COSTS OFF) EXECUTE undone ('', 256)",
+            )
+            assert "Index Scan using upload_undone" in plan
+            assert "Sort" not in plan
 
 
 async def test_a_migration_that_fails_leaves_nothing(url: str) -> None:

@@ -16,6 +16,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
+from tidegate.metadata.sqlite.rows import UNDONE
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import (
     Change,
@@ -503,6 +504,20 @@ async def test_a_record_that_cannot_be_read(store: SQLiteMetadataStore) -> None:
     with pytest.raises(MetadataError, match="cannot be read"):
         await store.acquire(record.id)
     assert store._leases._active == {}
+
+
+async def test_what_is_undone_is_read_out_of_an_index_of_its_own(
+    store: SQLiteMetadataStore, path: Path
+) -> None:
+    """In the order of the ids: what is stored besides is not looked at."""
+    connection = sqlite3.connect(path)
+    for analysed in (False, True):
+        if analysed:
+            await add(store, *(upload() for _ in range(300)), upload(offset=1))
+            connection.execute("ANALYZE")
+        (step,) = connection.execute(f"EXPLAIN QUERY PLAN {UNDONE}", ("", 256))
+        assert "USING INDEX upload_undone (id>?)" in step[3]
+    connection.close()
 
 
 # -------------------------------------------------------------------------------------- locked

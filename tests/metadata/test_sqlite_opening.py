@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from tests.metadata.conftest import ALL_SORTS, UNDONE
 
 from tidegate.metadata.encoding import encode
 from tidegate.metadata.sqlite.schema import MIGRATIONS
@@ -213,6 +214,23 @@ async def test_what_was_to_be_delivered_still_is(path: Path) -> None:
         assert await store.replay(3)
         (second,) = await store.claim_events(NOW, 10, 60)
         assert second.upload_id == two.id
+
+
+async def test_what_was_undone_still_is(path: Path) -> None:
+    """Of a database from when that was not written down: schema 4."""
+    async with opened(lambda: SQLiteMetadataStore(path, migrations=MIGRATIONS[:4])):
+        pass
+    connection = sqlite3.connect(path)
+    for record in ALL_SORTS:
+        connection.execute(
+            "INSERT INTO upload (id, version, state, kind, record, promised, stored)"
+            " VALUES (?, 1, ?, 'regular', ?, ?, ?)",
+            (record.id, record.state, encode(record), record.promised, record.offset),
+        )
+    connection.commit()
+    connection.close()
+    async with opened(lambda: SQLiteMetadataStore(path)) as store:
+        assert [one.id async for one in store.undone()] == UNDONE
 
 
 async def test_a_failed_migration_changes_nothing(path: Path) -> None:

@@ -436,6 +436,9 @@ class FaultyMetadata:
     ) -> AsyncIterator[Upload]:
         return self.inner.uploads(state=state, kind=kind)
 
+    def undone(self) -> AsyncIterator[Upload]:
+        return self.inner.undone()
+
     async def expired(self, now: float, limit: int) -> list[UploadId]:
         return await self.faults.around("expired", lambda: self.inner.expired(now, limit))
 

@@ -273,6 +273,12 @@ class MemoryMetadataStore:
             ):
                 yield record.upload
 
+    async def undone(self) -> AsyncIterator[Upload]:
+        """All records that are `undone`, by id. What changes meanwhile may be missed."""
+        async for upload in self.uploads(state=State.RECEIVING):
+            if upload.undone:
+                yield upload
+
     async def expired(self, now: float, limit: int) -> list[UploadId]:
         """Uploads whose time is up, that nobody holds alive; oldest first. See the port."""
         found = [

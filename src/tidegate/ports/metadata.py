@@ -192,6 +192,13 @@ class MetadataStore(Protocol):
     ) -> AsyncIterator[Upload]:
         """All records (of a state, of a kind) by id. What changes meanwhile may be missed."""
 
+    def undone(self) -> AsyncIterator[Upload]:
+        """All records that are `undone`, by id. What changes meanwhile may be missed.
+
+        Asked for at every start and stop: it should cost what there is of those, however many
+        others there are.
+        """
+
     async def expired(self, now: float, limit: int) -> list[UploadId]:
         """Uploads with `expires_at` <= now that may expire, that nobody holds alive and that no
         pending final needs; oldest first.

@@ -121,6 +121,11 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Whether every byte is acknowledged, so that completion is due or done."""
         return self.length is not None and self.offset == self.length
 
+    @property
+    def undone(self) -> bool:
+        """Whether something is left to do to it though nobody asks: its completion, or a sync."""
+        return self.state is State.RECEIVING and (self.whole or self.offset > self.synced_offset)
+
 
 GONE = frozenset({State.EXPIRED, State.TERMINATED, State.FAILED})
 

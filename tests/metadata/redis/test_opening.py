@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.metadata.conftest import ALL_SORTS, UNDONE
 from tests.support.logs import logs_kept
 from tests.support.valkey import Valkey, command, running
 
@@ -139,8 +140,8 @@ async def test_refuses_an_old_server() -> None:
 async def test_refuses_what_a_newer_version_left(server: Valkey, client: redis.Redis) -> None:
     url = server.url("newer")
     await works(url)
-    client.set("{newer}:schema", "3")
-    await refused(url, "prefix newer is of another version, 3: this one knows 2")
+    client.set("{newer}:schema", "4")
+    await refused(url, "prefix newer is of another version, 4: this one knows 3")
 
 
 async def test_what_was_to_be_delivered_still_is(server: Valkey, client: redis.Redis) -> None:
@@ -165,9 +166,21 @@ async def test_what_was_to_be_delivered_still_is(server: Valkey, client: redis.R
             assert await store.replay(3)
             (second,) = await store.claim_events(NOW, 10, 60)
             assert second.upload_id == two.id
-    assert client.get("{older}:schema") == "2"
+    assert client.get("{older}:schema") == "3"
     # What one of version 1 would look for, before it wrote anything.
     assert client.type("{older}:due") == "string"
+
+
+async def test_what_was_undone_still_is(server: Valkey, client: redis.Redis) -> None:
+    """Of keys from when that was not written down: version 2."""
+    url = server.url("undone")
+    async with opened(lambda: RedisMetadataStore(url)) as old:
+        await add(old, *ALL_SORTS)
+    client.delete("{undone}:undone")
+    client.set("{undone}:schema", "2")
+    async with opened(lambda: RedisMetadataStore(url)) as store:
+        assert [one.id async for one in store.undone()] == UNDONE
+    assert client.get("{undone}:schema") == "3"
 
 
 async def test_refuses_keys_that_are_not_ours(server: Valkey, client: redis.Redis) -> None:

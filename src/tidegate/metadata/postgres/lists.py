@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tidegate.metadata.encoding import decode_segment, decode_upload
 from tidegate.metadata.postgres.holds import DEAD
@@ -30,6 +30,9 @@ _PAGE = """
     SELECT record FROM tidegate.upload
     WHERE id > $1 AND ($2::text IS NULL OR state = $2) AND ($3::text IS NULL OR kind = $3)
     ORDER BY id LIMIT $4::bigint
+"""
+UNDONE: Final = """
+    SELECT record FROM tidegate.upload WHERE undone AND id > $1 ORDER BY id LIMIT $2::bigint
 """
 _EXPIRED = f"""
     SELECT u.id FROM tidegate.upload u LEFT JOIN tidegate.holder h ON h.id = u.holder
@@ -82,6 +85,11 @@ async def uploads_after(
     """A page of records by id."""
     rows = await link.fetch(_PAGE, after, state and state.value, kind and kind.value, limit)
     return [decode_upload(row["record"]) for row in rows]
+
+
+async def undone_after(link: Link, after: str, limit: int) -> list[Upload]:
+    """A page of the records that are undone, by id."""
+    return [decode_upload(row["record"]) for row in await link.fetch(UNDONE, after, limit)]
 
 
 async def expired(link: Link, now: float, abandoned: Sequence[int], limit: int) -> list[UploadId]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _PARTS = """
     part AS MATERIALIZED (
         SELECT id FROM tidegate.upload
-        WHERE id = ANY($13::text[]) AND kind = 'partial' AND state IN ('receiving', 'complete')
+        WHERE id = ANY($14::text[]) AND kind = 'partial' AND state IN ('receiving', 'complete')
         ORDER BY id FOR SHARE
     ),"""
 _PIN = """,
@@ -63,15 +63,15 @@ _TOLD = """,
 
 @functools.cache
 def _insert_sql(*, final: bool, told: bool) -> str:
-    first = 14 if final else 13
+    first = 15 if final else 14
     return (
         f"WITH {_PARTS if final else ''} made AS ("
         " INSERT INTO tidegate.upload (id, version, state, kind, expires_at, ended_at, promised,"
-        " stored, record, written_by, holder, boot_id, token, granted_by)"
+        " stored, record, written_by, holder, boot_id, token, granted_by, undone)"
         " SELECT $1::text, $2::bigint, $3::text, $4::text, $5::float8, $6::float8, $7::bigint,"
         " $8::bigint, $9::bytea, $10::bigint, $11::text, $12::text,"
-        " CASE WHEN $11 IS NULL THEN 0 ELSE nextval('tidegate.token') END, $10"
-        + (" WHERE cardinality($13) = (SELECT count(*) FROM part)" if final else "")
+        " CASE WHEN $11 IS NULL THEN 0 ELSE nextval('tidegate.token') END, $10, $13::boolean"
+        + (" WHERE cardinality($14) = (SELECT count(*) FROM part)" if final else "")
         + " ON CONFLICT DO NOTHING RETURNING id, token)"
         + (_PIN if final else "")
         + (_TOLD.format(f"{first}", f"{first + 1}", f"{first + 2}") if told else "")
@@ -140,6 +140,7 @@ async def _insert(
         call,
         holder and holder.id,
         holder.boot_id if holder else "",
+        upload.undone,
         *parts,
         *_columns(events),
     )
@@ -179,7 +180,7 @@ _UPDATE = (
     "UPDATE tidegate.upload SET version = $5::bigint, state = $6::text, expires_at = $7::float8,"
     " ended_at = $8::float8, promised = $9::bigint, stored = $10::bigint, record = $11::bytea,"
     " written_by = $12::bigint, boot_id = $13::text,"
-    " holder = CASE WHEN $14::boolean THEN NULL ELSE holder END"
+    " holder = CASE WHEN $14::boolean THEN NULL ELSE holder END, undone = $15::boolean"
     f" WHERE {_HELD} RETURNING id, {TELL.replace('wanted', 'wanted AND $14')}"
 )
 _CUT = """,
@@ -198,7 +199,7 @@ _DROP = (
 
 @functools.cache
 def _commit_sql(*, forget: bool, cut: bool, told: bool, unpin: bool) -> str:
-    statement, first = (_DROP[0], 5) if forget else (_UPDATE, 15)
+    statement, first = (_DROP[0], 5) if forget else (_UPDATE, 16)
     if not (forget or cut or told or unpin):
         return statement
     sql = f"WITH made AS ({statement})"
@@ -256,6 +257,7 @@ async def _commit(
             call,
             boot_id,
             change.release,
+            upload.undone,
         ]
     if cut:
         # One row is not written twice by one statement: the last of an index counts.

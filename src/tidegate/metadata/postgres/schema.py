@@ -114,6 +114,24 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     ALTER TABLE tidegate.event
         ADD COLUMN retries text NOT NULL DEFAULT '', DROP COLUMN due_at, DROP COLUMN attempts;
     """,
+    """
+    -- Upload.undone: which few are, however many there are. A server of the version before that is
+    -- still at work does not keep it: what it leaves undone waits for its client, what it has done is
+    -- looked at in vain.
+    ALTER TABLE tidegate.upload ADD COLUMN undone boolean NOT NULL DEFAULT false;
+    -- Of the records only numbers are read. What stands in the strings need not have a place in this
+    -- database's encoding, so their bytes are taken as they are; and \\u0000 has none in any.
+    UPDATE tidegate.upload u SET undone = true
+        FROM (
+            SELECT id, replace(convert_from(record, 'SQL_ASCII'), 'u0000', 'u0001')::json AS record
+            FROM tidegate.upload WHERE state = 'receiving'
+        ) r
+        WHERE r.id = u.id AND (
+            u.stored > coalesce((r.record -> 'synced_offset')::text::bigint, 0)
+            OR u.stored = (r.record -> 'length')::text::bigint
+        );
+    CREATE INDEX upload_undone ON tidegate.upload (id) WHERE undone;
+    """,
 )
 
 # The first key of our advisory locks; the second is made of the schema's name. A lock of one long

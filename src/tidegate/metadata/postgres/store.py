@@ -315,6 +315,14 @@ class PostgresMetadataStore:
 
         return paged("", page, lambda upload: upload.id)
 
+    def undone(self) -> AsyncIterator[Upload]:
+        """All records that are `undone`, by id. What changes meanwhile may be missed."""
+
+        def page(after: str) -> Awaitable[list[Upload]]:
+            return self._run(lambda link: postgres_lists.undone_after(link, after, _PAGE))
+
+        return paged("", page, lambda upload: upload.id)
+
     async def expired(self, now: float, limit: int) -> list[UploadId]:
         """Uploads whose time is up, that nobody holds alive; oldest first. See the port."""
         abandoned = list(self._leases.abandoned)

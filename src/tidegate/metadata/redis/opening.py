@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tidegate.metadata")
 
-SCHEMA = "2"
+SCHEMA = "3"
 """What keys there are, and what is in them."""
 
 FAILOVER = "a failover to a replica may still undo what was acknowledged"

@@ -286,11 +286,17 @@ class RedisMetadataStore:
         key = link.key("finals") if part is None else link.key("pins", part)
         return _ids(await link.command("ZRANGE", key, "0", "-1"))
 
-    async def uploads(
+    def uploads(
         self, *, state: State | None = None, kind: Kind | None = None
     ) -> AsyncIterator[Upload]:
         """All records (of a state, of a kind) by id. What changes meanwhile may be missed."""
-        index = "ids" if state is None else f"in:{state.value}"
+        return self._listed("ids" if state is None else f"in:{state.value}", kind)
+
+    def undone(self) -> AsyncIterator[Upload]:
+        """All records that are `undone`, by id. What changes meanwhile may be missed."""
+        return self._listed("undone")
+
+    async def _listed(self, index: str, kind: Kind | None = None) -> AsyncIterator[Upload]:
         after: str | None = "-"
         while after is not None:
             last, *records = await self._open.run(
@@ -365,6 +371,8 @@ def _fields(upload: Upload) -> dict[str, str]:
         fields["expires"] = score(upload.expires_at)
     if upload.ended_at is not None and upload.gone:
         fields["ended"] = score(upload.ended_at)
+    if upload.undone:
+        fields["undone"] = "0"
     return fields
 
 

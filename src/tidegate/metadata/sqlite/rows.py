@@ -53,8 +53,8 @@ def insert(
     """Add a record. Raises UploadExistsError, PartUnavailableError, OverLimitError."""
     added = db.execute(
         "INSERT INTO upload"
-        " (id, version, state, kind, expires_at, ended_at, record, promised, stored)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        " (id, version, state, kind, expires_at, ended_at, record, promised, stored, undone)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (
             upload.id,
             upload.version,
@@ -65,6 +65,7 @@ def insert(
             record,
             upload.promised,
             upload.offset,
+            upload.undone,
         ),
     )
     if added.rowcount == 0:
@@ -180,7 +181,7 @@ def commit(
     else:
         db.execute(
             "UPDATE upload SET version = ?, state = ?, expires_at = ?, ended_at = ?, record = ?,"
-            " promised = ?, stored = ? WHERE id = ?",
+            " promised = ?, stored = ?, undone = ? WHERE id = ?",
             (
                 upload.version,
                 str(upload.state),
@@ -189,6 +190,7 @@ def commit(
                 record,
                 upload.promised,
                 upload.offset,
+                upload.undone,
                 upload.id,
             ),
         )
@@ -267,6 +269,14 @@ def uploads_after(
         (*values, limit),
     )
     return [decode_upload(record) for (record,) in rows]
+
+
+UNDONE = "SELECT record FROM upload WHERE undone = 1 AND id > ? ORDER BY id LIMIT ?"
+
+
+def undone_after(db: sqlite3.Connection, after: str, limit: int) -> list[Upload]:
+    """A page of the records that are undone, by id."""
+    return [decode_upload(record) for (record,) in db.execute(UNDONE, (after, limit))]
 
 
 def expired(

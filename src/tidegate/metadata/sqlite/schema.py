@@ -140,6 +140,17 @@ MIGRATIONS: tuple[Migration, ...] = (
         "ALTER TABLE event DROP COLUMN due_at",
         "ALTER TABLE event DROP COLUMN attempts",
     ),
+    (
+        # Upload.undone: which few are, however many there are.
+        "ALTER TABLE upload ADD COLUMN undone INTEGER NOT NULL DEFAULT 0",
+        """
+        UPDATE upload SET undone = 1 WHERE state = 'receiving' AND (
+            stored > coalesce(CAST(record AS TEXT) ->> '$.synced_offset', 0)
+            OR stored = CAST(record AS TEXT) ->> '$.length'
+        )
+        """,
+        "CREATE INDEX upload_undone ON upload (id) WHERE undone = 1",
+    ),
 )
 
 

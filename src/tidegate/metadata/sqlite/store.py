@@ -306,6 +306,14 @@ class SQLiteMetadataStore:
 
         return paged("", page, lambda upload: upload.id)
 
+    def undone(self) -> AsyncIterator[Upload]:
+        """All records that are `undone`, by id. What changes meanwhile may be missed."""
+
+        def page(after: str) -> Awaitable[list[Upload]]:
+            return self._in_thread(lambda db: rows.undone_after(db, after, _PAGE))
+
+        return paged("", page, lambda upload: upload.id)
+
     async def expired(self, now: float, limit: int) -> list[UploadId]:
         """Uploads whose time is up, that nobody holds alive; oldest first. See the port."""
         return await self._in_thread(lambda db: rows.expired(db, now, limit, self._leases.is_alive))

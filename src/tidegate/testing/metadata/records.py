@@ -346,6 +346,44 @@ async def lists_uploads(make: MakeStore) -> None:
         assert [one async for one in store.uploads(state=State.FAILED)] == []
 
 
+async def lists_what_is_undone(make: MakeStore) -> None:
+    """What is whole and not complete, or not synced, for as long as it is; more than fit in a page."""
+    async with opened(make) as store:
+
+        async def undone() -> list[str]:
+            return [one.id async for one in store.undone()]
+
+        whole, empty = upload(offset=100, synced_offset=100), upload(length=0)
+        unsynced, deferred = partial(offset=7, synced_offset=6), upload(length=None, offset=7)
+        new, synced = upload(), upload(offset=7, synced_offset=7)
+        await add(
+            store,
+            *(whole, empty, unsynced, deferred, new, synced),
+            upload(length=None),
+            upload(length=None, offset=7, synced_offset=7),
+            # Of what is complete nothing is left to do, synced or not.
+            upload(offset=100, state=State.COMPLETE, ended_at=NOW),
+        )
+        due = [whole, empty, unsynced, deferred]
+        assert await undone() == sorted(each.id for each in due)
+        assert whole in [replace(each, version=0) async for each in store.undone()]
+        # With what happens to an upload it comes to the list, stays there, and leaves it.
+        await change(store, new.id, offset=1)
+        await change(store, unsynced.id, offset=8, synced_offset=7)
+        due.append(new)
+        assert await undone() == sorted(each.id for each in due)
+        await change(store, whole.id, state=State.COMPLETE, ended_at=NOW)
+        await change(store, unsynced.id, synced_offset=8)
+        await end(store, new.id, State.EXPIRED, NOW)
+        grant = await hold(store, deferred.id)
+        assert deferred.id in await undone()
+        await store.commit(grant.lease, Change(upload=grant.upload, forget=True))
+        assert await undone() == [empty.id]
+        many = [upload(f"r{index:04}", offset=1) for index in range(600)]
+        await add(store, *reversed(many))
+        assert await undone() == sorted([empty.id, *(each.id for each in many)])
+
+
 async def lists_what_expired(make: MakeStore) -> None:
     """Uploads whose time is up, oldest first, but none that is held, or must not expire."""
     async with opened(make) as store:
@@ -421,6 +459,7 @@ CHECKS: list[Check] = [
     pins_parts,
     unpins_what_a_forgotten_final_needed,
     lists_uploads,
+    lists_what_is_undone,
     lists_what_expired,
     lists_partials_that_expired,
     lists_tombstones,

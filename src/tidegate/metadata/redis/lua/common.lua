@@ -135,7 +135,7 @@ end
 
 local INDEXES = {P .. ':ids', P .. ':expiry', P .. ':ended', P .. ':finals', P .. ':events',
   P .. ':lines', P .. ':pending', P .. ':in:receiving', P .. ':in:complete', P .. ':in:expired',
-  P .. ':in:terminated', P .. ':in:failed'}
+  P .. ':in:terminated', P .. ':in:failed', P .. ':undone'}
 
 local function score(name, id, at)
   if at then
@@ -163,6 +163,7 @@ local function index(id, old, new)
   score('ids', id, new and 0)
   score('expiry', id, new and new.expires)
   score('ended', id, new and new.ended)
+  score('undone', id, new and new.undone)
   if is == 'receiving' and was ~= is then
     for _, part in ipairs(a.parts) do
       call('ZADD', key('pins', part), 0, id)
