@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from msgspec.structs import replace
 from tests.engine.stage import Stage, beside, reached, refused, sha1, until
 from tests.support.bodies import NOTHING, Pause
 from tests.support.faulty import FaultyMetadata, FaultyStore
@@ -219,12 +220,41 @@ async def test_orphans_are_looked_for_less_often() -> None:
 async def test_records_that_cannot_be_listed_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
 
-    def uploads(**_: object) -> None:
+    def undone() -> None:
         raise UnavailableError("away")
 
-    monkeypatch.setattr(stage.metadata, "uploads", uploads)
+    monkeypatch.setattr(stage.metadata, "undone", undone)
     async with stage.open() as s:
         assert (await s.create(3, b"abc")).complete
+
+
+async def test_a_start_and_a_stop_look_at_what_is_undone_and_at_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many uploads there are: what a server left that was killed is synced, or completed."""
+    stage = Stage()
+    async with stage.open() as s:
+        await s.create(10)
+        unsynced, synced = await s.create(10, b"abc"), await s.create(10, b"abc")
+        s.engine._core.unsynced.discard(unsynced.id)
+        await sync_all(s.engine._core)
+        whole = await s.create(3, b"ab")
+        s.data.faults.fail("finish", DataError("bad"))
+        async with refused(Code.UNAVAILABLE):
+            await s.append(whole.id, 2, b"c")
+        s.die()
+    # As where that was committed before it was finished.
+    record = s.records._records[whole.id]
+    record.upload = replace(record.upload, offset=3, synced_offset=3)
+    assert [s.record(upload.id).synced_offset for upload in (unsynced, synced)] == [0, 3]
+    again = stage.again()
+    listed: list[object] = []
+    monkeypatch.setattr(again.metadata, "uploads", lambda **which: listed.append(which))
+    async with again.open() as s:
+        await until(lambda: s.record(unsynced.id).synced_offset == 3)
+        await s.became(whole.id, State.COMPLETE)
+        assert s.metadata.faults.calls.count("acquire") <= 2
+    assert not listed
 
 
 async def test_a_bug_behind_the_requests_stops_nothing_else(

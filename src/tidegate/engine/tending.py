@@ -10,7 +10,6 @@ from tidegate.engine.core import log
 from tidegate.engine.sessions import go_back, session, sync
 from tidegate.ports import DataError, MetadataError, SyncFailedError, UnknownUploadError
 from tidegate.protocol.errors import Denied, Refusal
-from tidegate.protocol.model import State
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +24,7 @@ async def take_over(core: Core) -> None:
     they left whole for us to complete.
     """
     try:
-        async for upload in core.metadata.uploads(state=State.RECEIVING):
+        async for upload in core.metadata.undone():
             if core.durable and upload.offset > upload.synced_offset:
                 if not core.lost_power(upload):
                     core.unsynced.add(upload.id)
