@@ -15,6 +15,7 @@ from tests.support.bodies import ScriptedBody
 
 from tidegate.engine import outbox
 from tidegate.engine.engine import Engine
+from tidegate.engine.standing import Standing
 from tidegate.events.callable import TIMEOUT, CallableSink
 from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
@@ -722,7 +723,7 @@ async def test_each_sink_is_told_how_often_it_failed_itself() -> None:
     due = Retry("other", 2, 0.0)
     upload = Upload(id=UploadId("one"), created_at=0, active_at=0)
     event = Event(type=EventType.CREATED, at=0, upload=upload)
-    standing = outbox._Standing(Delivery(1, event, 2, retries=(due,)))
+    standing = Standing(Delivery(1, event, 2, retries=(due,)))
     assert standing.for_sink(Sink("other")).attempts == 2
     assert standing.for_sink(Sink("sink")).attempts == 0
 
@@ -734,7 +735,7 @@ async def test_what_nobody_tells_yet_at_a_stop_is_let_go() -> None:
         await s.create(3)
         await until(lambda: len(sink.told) == 1 and not s.records._events)
         line = Line(UploadId("gone"), 1.0, ())
-        s.engine._outbox._claimed.append((line, 1.0))
+        s.engine._outbox._waiting.append((line, 1.0))
         await s.engine._outbox._let_go()
-        assert not s.engine._outbox._claimed
+        assert not s.engine._outbox._waiting
         assert s.metadata.faults.calls[-1] == "end_claims"

@@ -5,6 +5,7 @@ child.py PLACE hold ID commit  the same, and commit when it is wanted: refused, 
 child.py PLACE add ID TIMES     take the lease, add one to the offset, let go; so many times
 child.py PLACE turn NAME        take the turn of NAME for an hour, say so, and keep it
 child.py PLACE insert           insert records, saying the id of each that is acknowledged
+child.py PLACE hand             insert a record whose event is handed to it, say its id, and keep it
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import anyio
 from msgspec.structs import replace
 
 from tidegate import registry
-from tidegate.ports import Change, Grant, Held, MetadataError, MetadataStore
+from tidegate.ports import Change, Grant, HandingStore, Held, Line, MetadataError, MetadataStore
 from tidegate.protocol.model import UploadId
-from tidegate.testing.metadata.support import hold, upload
+from tidegate.testing.metadata.support import event, hold, upload
 
 
 async def main(*arguments: str) -> None:
@@ -48,7 +49,24 @@ async def main(*arguments: str) -> None:
             record = upload(f"{number:06}")
             await store.insert(record)
             print(record.id, flush=True)
+    elif what == "hand":
+        assert isinstance(store, HandingStore)
+        store.hand_over(Taker())
+        record = upload()
+        await store.insert(record, events=[event(record)])
+        print(record.id, flush=True)
+        await anyio.sleep_forever()
     await store.close()
+
+
+class Taker:
+    """Takes lines, and does nothing about them."""
+
+    def has_room(self) -> bool:
+        return True
+
+    def take(self, line: Line) -> None:
+        pass
 
 
 async def add(store: MetadataStore, upload_id: UploadId) -> None:

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OPTIONAL: Final = ("open_file", "link", "speaks_of", "probe", "queued")
-"""What makes a store one of `ports.FileStore`, `LinkStore`, `PieceStore`, `ProbedStore`, `QueuedStore`. (And
-`store_whole` a WholeStore, `store_ahead` an AheadStore, which are measured.)"""
+OPTIONAL: Final = ("open_file", "link", "speaks_of", "probe", "queued", "hand_over")
+"""What makes a store one of `ports.FileStore`, `LinkStore`, `PieceStore`, `ProbedStore`, `QueuedStore`,
+`HandingStore`. (And `store_whole` a WholeStore, `store_ahead` an AheadStore, which are measured.)"""
 
 
 class Call:

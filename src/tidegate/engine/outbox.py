@@ -13,8 +13,9 @@ import anyio.lowlevel
 from msgspec.structs import replace
 
 from tidegate.engine.core import log
+from tidegate.engine.standing import Standing, first_lacking
 from tidegate.engine.within import within
-from tidegate.ports import DeliveryError, Ended, MetadataError, Retry
+from tidegate.ports import HANDED, DeliveryError, Ended, HandingStore, MetadataError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +28,9 @@ AT_ONCE = 16
 are little for a server, and a sink that needs a tenth of a second gets 160 each second."""
 CLAIMED = 64
 """Uploads whose events are claimed at a time: a claim costs as much as ten of its events."""
+HANDED_MOST = 1024
+"""Uploads whose events are handed over without being claimed, and wait to be told: those of a
+twentieth of a second, of many, and a few MB. What is more waits in the metadata store."""
 CLAIM_BEYOND = 10.0
 """Seconds that a claim holds beyond the longest that a delivery takes: for reaching the metadata
 store before and after it. With a sink's usual 20 s, what a process that died was delivering is
@@ -56,57 +60,14 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", re.ASCII)
 """What a sink may be called."""
 
 
-class _Standing:
-    """How the delivery of one event stands, while its line is told."""
-
-    __slots__ = ("delivery", "done", "retries")
-
-    def __init__(self, delivery: Delivery) -> None:
-        self.delivery = delivery
-        self.done = delivery.done
-        self.retries = {retry.sink: retry for retry in delivery.retries} if delivery.retries else {}
-
-    def lacks(self, sink: EventSink) -> bool:
-        """Whether the sink wants it, and does not have it."""
-        return self.delivery.event.type in sink.types and sink.name not in self.done
-
-    def given_up(self, sink: EventSink) -> bool:
-        """Whether that is so for good."""
-        return sink.name in self.retries and self.retries[sink.name].due_at is None
-
-    def due_at(self, sink: EventSink) -> float:
-        """When the sink is to be told of it, at the earliest."""
-        retry = self.retries.get(sink.name)
-        return (retry and retry.due_at) or 0.0
-
-    def for_sink(self, sink: EventSink) -> Delivery:
-        """What the sink is given."""
-        retry = self.retries.get(sink.name)
-        attempts = retry.attempts if retry else 0
-        if attempts == self.delivery.attempts:
-            return self.delivery
-        return replace(self.delivery, attempts=attempts)
-
-    def took(self, sink: EventSink) -> None:
-        """The sink has it."""
-        self.done += (sink.name,)
-        self.retries.pop(sink.name, None)
-
-    def left(self) -> Delivery:
-        """What is kept of it."""
-        if len(self.done) == len(self.delivery.done) and not self.retries:
-            return self.delivery
-        return self.delivery.after(self.done, tuple(self.retries.values()))
-
-
 class Outbox:
     """Carries committed events to the sinks.
 
-    What an upload has to tell is claimed together. Each sink is told the first event that it lacks,
-    all at once; that is noted before they are told the next, so that no event is told again after a
-    later one. Who fails to take an event waits with those that follow, until it has it or that was
-    given up for it; nobody else waits for that. Raises ValueError for names of sinks that are not
-    right, or not different.
+    What an upload has to tell is claimed together, or handed over by the metadata store, which saves
+    that. Each sink is told the first event that it lacks, all at once; that is noted before they are
+    told the next, so that no event is told again after a later one. Who fails to take an event waits
+    with those that follow, until it has it or that was given up for it; nobody else waits for that.
+    Raises ValueError for names of sinks that are not right, or not different.
     """
 
     def __init__(
@@ -125,12 +86,16 @@ class Outbox:
         self._sinks = sinks
         self._chance = chance
         self._woken = anyio.Event()
+        self._awake = False
         self._at_work = 0
-        """Lines that are ours."""
+        """Lines that we have claimed."""
+        self._behind = True
+        """More is due than we have claimed, as far as is known."""
         self._telling = 0
         """Tasks that tell them."""
-        self._claimed: deque[tuple[Line, float]] = deque()
-        """Of these, those that nobody is telling yet, and until when each is ours."""
+        self._waiting: deque[tuple[Line, float]] = deque()
+        """Of these, and of those that were handed to us, those that nobody is telling yet, and until
+        when each is ours."""
         self._ended: list[tuple[Ended, float]] = []
         """And those of which something was told, or tried, and that is not noted yet."""
         self._hung: dict[str, tuple[int, float]] = {}
@@ -140,31 +105,46 @@ class Outbox:
 
     def wake(self) -> None:
         """There is, or there may be, something to deliver."""
-        self._woken.set()
+        if not self._awake:
+            self._awake = True
+            self._woken.set()
+
+    def has_room(self) -> bool:
+        """Whether events can be handed to us. See ports.Outlet."""
+        return not self._behind and len(self._waiting) < HANDED_MOST
+
+    def take(self, line: Line) -> None:
+        """Deliver a line that was handed to us. See ports.Outlet."""
+        self._waiting.append((line, HANDED))
 
     async def run(self) -> None:
         """Deliver until cancelled."""
+        metadata = self._core.metadata
+        hands = metadata.hand_over if isinstance(metadata, HandingStore) else _keep_all
+        hands(self)
         try:
             while True:
-                self._woken = anyio.Event()
+                self._woken, self._awake = anyio.Event(), False
                 await self._end_claims()
                 free = max(0, CLAIMED - self._at_work)
                 all_due = await self._claim(free) < free
-                await self._tell_claimed()
+                self._behind = not all_due
+                await self._tell_waiting()
                 # Where all we may claim is ours: until a sink has answered.
                 if all_due if free else not self._ended:
                     with anyio.move_on_after(LOOK_EVERY):
                         await self._woken.wait()
                         await anyio.sleep(GATHER)
         finally:
+            hands(None)
             await self._let_go()
 
     async def deliver_due(self) -> int:
         """Deliver what is due now; of how many uploads."""
         count = await self._claim(CLAIMED)
-        while self._claimed:
+        while self._waiting:
             async with anyio.create_task_group() as tasks:
-                for _ in range(min(AT_ONCE, len(self._claimed))):
+                for _ in range(min(AT_ONCE, len(self._waiting))):
                     tasks.start_soon(self._tell_on)
             await self._end_claims()
         return count
@@ -182,12 +162,12 @@ class Outbox:
             log.error("events: cannot be claimed: %s", error)
             return 0
         self._at_work += len(claimed)
-        self._claimed.extend((line, until) for line in claimed)
+        self._waiting.extend((line, until) for line in claimed)
         return len(claimed)
 
-    async def _tell_claimed(self) -> None:
-        """See that all that are claimed are being told, by as many tasks as it takes."""
-        while self._claimed and self._telling < AT_ONCE:
+    async def _tell_waiting(self) -> None:
+        """See that all that wait are being told, by as many tasks as it takes."""
+        while self._waiting and self._telling < AT_ONCE:
             self._core.spawn(self._tell_on)
             # It takes one after the other for as long as no sink keeps it waiting.
             await anyio.lowlevel.checkpoint()
@@ -195,23 +175,47 @@ class Outbox:
     async def _tell_on(self) -> None:
         self._telling += 1
         try:
-            while self._claimed:
-                await self._deliver(*self._claimed.popleft())
+            while self._waiting:
+                await self._deliver(*self._waiting.popleft())
         finally:
             self._telling -= 1
 
     async def _deliver(self, line: Line, until: float) -> None:
-        standings = [_Standing(delivery) for delivery in line.deliveries]
+        plain = self._is_plain(line, until)
+        standings = [] if plain else [Standing(delivery) for delivery in line.deliveries]
         try:
-            await self._tell(standings, until)
+            if plain:
+                await self._tell_first(line, standings)
+            else:
+                await self._tell(standings, until)
         except anyio.get_cancelled_exc_class():
             # The server stops. The next one need not wait for the claim to run out.
+            standings = standings or [Standing(delivery) for delivery in line.deliveries]
             self._ended.append((self._what_became_of(line, standings, until), until))
             with anyio.move_on_after(LET_GO_WITHIN, shield=True):
                 await self._end_claims(stopping=True)
             raise
-        self._ended.append((self._what_became_of(line, standings, until), until))
+        if standings:
+            ended = self._what_became_of(line, standings, until)
+        else:
+            rest = line.deliveries[1:]
+            goes_on = bool(rest) and self._has_time(self._sinks, until)
+            ended = Ended(line=line, kept=rest, goes_on=goes_on)
+        self._ended.append((ended, until))
         self.wake()
+
+    def _is_plain(self, line: Line, until: float) -> bool:
+        """Whether it is as most are: there is one sink, which wants all of it, and was never told.
+
+        To look at all that else may be takes longer than to tell it.
+        """
+        if len(self._sinks) != 1 or not line.deliveries:
+            return False
+        types = self._sinks[0].types
+        for each in line.deliveries:
+            if each.done or each.retries or each.event.type not in types:
+                return False
+        return self._has_time(self._sinks, until)
 
     async def _end_claims(self, *, stopping: bool = False) -> None:
         """Have the metadata store note what became of lines, of all of them at once."""
@@ -230,10 +234,12 @@ class Outbox:
         try:
             lost = await self._core.metadata.end_claims(noted)
         except MetadataError as error:
-            # They stay claimed for a while, and are delivered again then.
+            # They stay claimed for a while, and are delivered again then. Not so what was handed
+            # to us, which nobody else would note.
             names = ", ".join(each.line.upload_id for each in noted)
             log.error("events of %s: their delivery is not noted: %s", names, error)
-            self._at_work -= len(ended)
+            self._ended += (handed := [one for one in ended if one[1] == HANDED])
+            self._at_work -= len(ended) - len(handed)
             return
         except BaseException:
             self._ended += ended
@@ -245,25 +251,34 @@ class Outbox:
         for each, until in ended:
             line = each.line
             if each.goes_on and not stopping and line.upload_id not in lost:
-                self._claimed.append((replace(line, deliveries=tuple(each.kept)), until))
-            else:
+                self._waiting.append((replace(line, deliveries=tuple(each.kept)), until))
+            elif until != HANDED:
                 self._at_work -= 1
 
     async def _let_go(self) -> None:
         """The server stops: note what became of all that is claimed and nobody is telling."""
-        while self._claimed:
-            line, until = self._claimed.popleft()
+        while self._waiting:
+            line, until = self._waiting.popleft()
             self._ended.append((Ended(line=line, kept=line.deliveries), until))
         with anyio.move_on_after(LET_GO_WITHIN, shield=True):
             await self._end_claims(stopping=True)
 
-    async def _tell(self, standings: Sequence[_Standing], until: float) -> None:
+    async def _tell_first(self, line: Line, standings: list[Standing]) -> None:
+        """Tell the only sink the first of a line that is plain. Fills `standings` if that fails."""
+        sink = self._sinks[0]
+        try:
+            await self._try(sink, line.deliveries[0])
+        except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
+            standings += map(Standing, line.deliveries)
+            self._failed(sink, standings[0], error)
+
+    async def _tell(self, standings: Sequence[Standing], until: float) -> None:
         """Tell each sink the first that it lacks, where that is due."""
         now = self._core.clock.now()
         waiting = [
             (sink, first)
             for sink in self._sinks
-            if (first := _first(sink, standings)) is not None and first.due_at(sink) <= now
+            if (first := first_lacking(sink, standings)) is not None and first.due_at(sink) <= now
         ]
         if not self._has_time([sink for sink, _ in waiting], until):
             return
@@ -275,7 +290,7 @@ class Outbox:
             for sink, first in waiting:
                 tasks.start_soon(self._tell_one, sink, first)
 
-    async def _tell_one(self, sink: EventSink, standing: _Standing) -> None:
+    async def _tell_one(self, sink: EventSink, standing: Standing) -> None:
         try:
             await self._try(sink, standing.for_sink(sink))
         except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
@@ -303,7 +318,7 @@ class Outbox:
             raise DeliveryError(f"no answer in {sink.timeout:g} s")
         self._hung.pop(sink.name, None)
 
-    def _failed(self, sink: EventSink, standing: _Standing, error: Exception) -> None:
+    def _failed(self, sink: EventSink, standing: Standing, error: Exception) -> None:
         """Have it told again later to a sink that failed, or give it up for that."""
         delivery = standing.delivery
         before = standing.for_sink(sink).attempts
@@ -331,7 +346,7 @@ class Outbox:
         due_at = self._core.clock.now() + delay
         standing.retries[sink.name] = Retry(sink.name, attempts, due_at)
 
-    def _what_became_of(self, line: Line, standings: Sequence[_Standing], until: float) -> Ended:
+    def _what_became_of(self, line: Line, standings: Sequence[Standing], until: float) -> Ended:
         kept: list[Delivery] = []
         given_up: list[Delivery] = []
         for each in standings:
@@ -343,25 +358,25 @@ class Outbox:
         due = {
             sink: first.due_at(sink)
             for sink in (self._sinks if kept else ())
-            if (first := _first(sink, standings)) is not None
+            if (first := first_lacking(sink, standings)) is not None
         }
         now = self._core.clock.now()
         waiting = [sink for sink, due_at in due.items() if due_at <= now]
         if not waiting:
             due_at = min(due.values(), default=None)
             return Ended(line=line, kept=kept, given_up=given_up, due_at=due_at)
-        goes_on = self._has_time(waiting, until)
-        return Ended(line=line, kept=kept, given_up=given_up, goes_on=goes_on)
+        ended = Ended(line=line, kept=kept, given_up=given_up, goes_on=True)
+        # Who fails to take what was handed to us is told by anyone.
+        goes_on = self._has_time(waiting, until) and not (until == HANDED and ended.changed)
+        return ended if goes_on else replace(ended, goes_on=False)
 
     def _has_time(self, sinks: Sequence[EventSink], until: float) -> bool:
         """Whether a delivery to them may begin: it must not outlast its claim."""
+        if until == HANDED:
+            return True
         longest = max((sink.timeout for sink in sinks), default=0.0)
         return self._core.clock.monotonic() <= until - longest - CLAIM_BEYOND / 2
 
 
-def _first(sink: EventSink, standings: Sequence[_Standing]) -> _Standing | None:
-    """The first event that a sink lacks, and that was not given up for it."""
-    for each in standings:
-        if each.lacks(sink) and not each.given_up(sink):
-            return each
-    return None
+def _keep_all(_: object) -> None:
+    """What a store does that hands nothing over."""

@@ -63,7 +63,17 @@ from tidegate.ports.errors import (
     UnknownUploadError,
     UploadExistsError,
 )
-from tidegate.ports.events import Delivery, Ended, EventSink, Line, Retry, Undelivered
+from tidegate.ports.events import (
+    HANDED,
+    Delivery,
+    Ended,
+    EventSink,
+    HandingStore,
+    Line,
+    Outlet,
+    Retry,
+    Undelivered,
+)
 from tidegate.ports.health import ProbedStore, QueuedStore
 from tidegate.ports.metadata import (
     Change,
@@ -79,6 +89,7 @@ from tidegate.ports.metadata import (
 )
 
 __all__ = [
+    "HANDED",
     "AheadStore",
     "BlockingWriter",
     "Body",
@@ -102,6 +113,7 @@ __all__ = [
     "FileStore",
     "Flushed",
     "Grant",
+    "HandingStore",
     "Held",
     "Hold",
     "Lease",
@@ -114,6 +126,7 @@ __all__ = [
     "NoRoomError",
     "NoSpaceError",
     "OpenFile",
+    "Outlet",
     "OverLimitError",
     "PartUnavailableError",
     "PieceStore",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import msgspec
@@ -21,7 +22,7 @@ class Retry(msgspec.Struct, frozen=True, array_like=True):
     """When it is told again, at the earliest; None: this event was given up for it."""
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """An event that is to be delivered."""
 
     sequence: int
@@ -51,17 +52,21 @@ class Delivery(msgspec.Struct, frozen=True):
         return f"{self.sequence or f'p{upload.offset}'}-{upload_id}"
 
 
-class Line(msgspec.Struct, frozen=True):
+HANDED: Final = math.inf
+"""The claim of a line that was handed over: it ends with the process."""
+
+
+class Line(msgspec.Struct, frozen=True, gc=False):
     """What an upload has to tell, claimed for delivery."""
 
     upload_id: UploadId
     claim: float
-    """When the claim ends: it is no other one's that the upload ever had."""
+    """When the claim ends: it is no other one's that the upload ever had; or HANDED."""
     deliveries: tuple[Delivery, ...]
     """Its events that were not given up, oldest first. There may be none: end the claim."""
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
+class Ended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What became of a line: of its events, those that are neither kept nor given up were told."""
 
     line: Line
@@ -71,17 +76,22 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     due_at: float | None = None
     """When it is claimed next; None: at once. And so if the upload has more to tell by now."""
     goes_on: bool = False
-    """Not ended yet: the claim stays."""
+    """Not ended yet: the claim stays. Not for a line that was handed over, unless what is kept of it
+    is as it was."""
 
     @property
     def told(self) -> list[int]:
         """The sequences of those to forget."""
+        if not (self.kept or self.given_up):
+            return [each.sequence for each in self.line.deliveries]
         left = {delivery.sequence for delivery in (*self.kept, *self.given_up)}
         return [each.sequence for each in self.line.deliveries if each.sequence not in left]
 
     @property
     def changed(self) -> list[tuple[Delivery, bool]]:
         """Those of which something is to be noted, and whether they were given up."""
+        if not (self.kept or self.given_up):
+            return []
         before = {id(delivery) for delivery in self.line.deliveries}
         kept = [(delivery, False) for delivery in self.kept if id(delivery) not in before]
         return kept + [(delivery, True) for delivery in self.given_up]
@@ -92,8 +102,8 @@ class Undelivered(msgspec.Struct, frozen=True):
 
     delivery: Delivery
     due_at: float | None
-    """When its upload is claimed next; None: there is an older one of its upload, or it was given
-    up."""
+    """When its upload is claimed next; None: there is an older one of its upload, it was given up,
+    or it was handed over."""
     given_up: bool
 
 
@@ -122,3 +132,25 @@ class EventSink(Protocol):
 
         Whatever it raises makes the event be told again, later; DeliveryError says more.
         """
+
+
+class Outlet(Protocol):
+    """Who delivers events in this process."""
+
+    def has_room(self) -> bool:
+        """Whether it has time for what happens now, and need not be given what waits first."""
+
+    def take(self, line: Line) -> None:
+        """Deliver the first events of an upload, and end their claim. At once, never raises."""
+
+
+@runtime_checkable
+class HandingStore(Protocol):
+    """A metadata store that hands the first events of uploads to who delivers them in this process,
+    once they are committed: they need not be claimed then.
+
+    Should the process die, or be closed, they can be claimed by any.
+    """
+
+    def hand_over(self, outlet: Outlet | None) -> None:
+        """To whom, while it has room; None: to nobody any more."""

@@ -48,7 +48,7 @@ class Segment(msgspec.Struct, frozen=True):
     storage: dict[str, Any] = {}
 
 
-class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Upload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The record of one upload. Immutable: a change is a new record, committed by a metadata store.
 
     Times are seconds since the epoch, sizes and offsets are bytes.
@@ -163,7 +163,7 @@ STORED_EVENTS = frozenset(EventType) - {EventType.PROGRESS}
 """What is committed with the change it tells of, and so told at least once."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Something that happened to an upload, committed together with the change it tells of."""
 
     type: EventType

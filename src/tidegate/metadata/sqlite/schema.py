@@ -151,6 +151,17 @@ MIGRATIONS: tuple[Migration, ...] = (
         """,
         "CREATE INDEX upload_undone ON upload (id) WHERE undone = 1",
     ),
+    (
+        # The process that an upload's first events were handed to: as long as it lives it delivers
+        # them, and they have no line.
+        "ALTER TABLE event ADD COLUMN holder TEXT NOT NULL DEFAULT ''",
+        "DROP INDEX event_upload",
+        """
+        CREATE INDEX event_upload ON event (upload_id, sequence)
+            WHERE given_up = 0 AND holder = ''
+        """,
+        "CREATE INDEX event_handed ON event (upload_id, holder) WHERE holder <> ''",
+    ),
 )
 
 

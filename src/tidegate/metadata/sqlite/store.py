@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sqlite3
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,11 +25,14 @@ from tidegate.metadata.sqlite.liveness import Liveness, Turn
 from tidegate.metadata.sqlite.readers import Readers
 from tidegate.metadata.sqlite.writer import Operation, Writer
 from tidegate.ports import (
+    HANDED,
+    Delivery,
     Grant,
     Held,
     Hold,
     Lease,
     LeaseLostError,
+    Line,
     Loaded,
     MetadataError,
     UnavailableError,
@@ -40,13 +44,24 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from tidegate.ports import Change, Counts, Ended, Line, MetadataStore, Room, Undelivered
+    from tidegate.ports import (
+        Change,
+        Counts,
+        Ended,
+        HandingStore,
+        MetadataStore,
+        Outlet,
+        Room,
+        Undelivered,
+    )
     from tidegate.protocol.model import Event, Segment, State, Upload, UploadId
 
 T = TypeVar("T")
 
 # Seconds between two looks at a lease that another process holds.
 _WATCH = 0.025
+# And between two at whether those live on that events were handed to.
+_LOOK_AT_OUTLETS = 1.0
 _PAGE = 256
 
 _LOAD = (
@@ -58,7 +73,7 @@ _RENEW = "SELECT 1 FROM lease WHERE token = ? AND holder = ?"
 
 
 class SQLiteMetadataStore:
-    """Implements `tidegate.ports.MetadataStore` in the file `path`.
+    """Implements `tidegate.ports.MetadataStore`, and HandingStore, in the file `path`.
 
     Beside it stand SQLite's own `-wal` and `-shm`, and a directory `-live` of lock files. The
     directory of `path` has to exist, on a local disk. `busy_timeout` is how many seconds to wait
@@ -81,6 +96,8 @@ class SQLiteMetadataStore:
         self._migrations = migrations
         self.newest_schema = len(migrations)
         self._open = False
+        self._outlet: Outlet | None = None
+        self._look_at = 0.0
 
     # ------------------------------------------------------------------------ opening, closing
 
@@ -164,24 +181,35 @@ class SQLiteMetadataStore:
         record = encode(upload)
         told = [(event, encode(event)) for event in events]
         granting = self._leases.granting(upload.id) if lease else None
+        outlet = self._outlet if told and self._outlet and self._outlet.has_room() else None
+        first = 0
 
         def run(db: sqlite3.Connection) -> Grant | None:
-            rows.insert(db, upload, record, told, room)
+            nonlocal first
+            first = rows.insert(
+                db, upload, record, told, room, outlet=self._holder.id if outlet else ""
+            )
             if granting is None:
                 return None
             token = rows.grant(db, upload.id, self._holder)
             return granting.grant(rows.Taken(token, upload))
 
-        if granting is None:
-            single = not told and room is None and upload.kind is not Kind.FINAL
-            return await self._writer.submit(Operation(run, durable=durable, single=single))
+        def settle(granted: Grant | None) -> None:
+            if granting is not None:
+                granting.settle(granted)
+            if outlet is not None:
+                deliveries = [Delivery(first + n, event, 0) for n, event in enumerate(events)]
+                outlet.take(Line(upload.id, HANDED, tuple(deliveries)))
+
         return await self._writer.submit(
             Operation(
                 run,
                 durable=durable,
-                undo=granting.undo,
-                settle=granting.settle,
-                unwanted=granting.unwanted,
+                # Of what is done after the record was inserted, nothing is refused.
+                single=granting is None and room is None and upload.kind is not Kind.FINAL,
+                settle=settle,
+                undo=None if granting is None else granting.undo,
+                unwanted=None if granting is None else granting.unwanted,
             )
         )
 
@@ -336,14 +364,34 @@ class SQLiteMetadataStore:
 
     # -------------------------------------------------------------------------------- events
 
+    def hand_over(self, outlet: Outlet | None) -> None:
+        """Hand the first events of uploads to it. See ports.HandingStore."""
+        self._outlet = outlet
+
     async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
         """Take what uploads have to tell for delivery, for `ttl` seconds. See the port."""
+        await self._take_back()
         # Asked every moment, mostly in vain: that must not cost a turn at writing.
         if await self._read(sqlite_events.ANY_DUE, now) is None:
             return []
         return await self._writer.submit(
             Operation(lambda db: sqlite_events.claim(db, now, limit, ttl))
         )
+
+    async def _take_back(self) -> None:
+        """Have what was handed to those that died since delivered by anyone."""
+        if anyio.current_time() < self._look_at:
+            return
+        self._look_at = anyio.current_time() + _LOOK_AT_OUTLETS
+
+        def dead(db: sqlite3.Connection) -> list[str]:
+            others = [one for one in sqlite_events.outlets(db) if one != self._holder.id]
+            return [one for one in others if not self._liveness.is_alive(one)]
+
+        for holder in await self._in_thread(dead):
+            await self._writer.submit(
+                Operation(functools.partial(sqlite_events.take_back, holder=holder))
+            )
 
     async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
         """Note what became of lines, and let go of them. See the port."""
@@ -391,3 +439,4 @@ class SQLiteMetadataStore:
 
 if TYPE_CHECKING:
     _: type[MetadataStore] = SQLiteMetadataStore
+    _hands: type[HandingStore] = SQLiteMetadataStore
