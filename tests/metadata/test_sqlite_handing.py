@@ -277,15 +277,43 @@ async def test_a_killed_process_leaves_them_to_others(
     assert line_of(store)[0][2] == 1
 
 
-async def test_they_are_found_by_their_indexes(store: SQLiteMetadataStore) -> None:
-    """However many events wait for a sink that fails."""
+async def test_sequences_go_on_behind_them(
+    store: SQLiteMetadataStore, other: MetadataStore, outlet: Outlet
+) -> None:
+    """Of an upload they grow, whoever writes; none is used twice, not even after a failure."""
+    record = await insert(store)
+    await end(other, record.id)
+    another = await insert(store)
+    sequences = [k.delivery.sequence for k in await listed(store)]
+    assert sequences == sorted({*sequences})
+    assert len(sequences) == 5
+    of_record = [
+        k.delivery.sequence for k in await listed(store) if k.delivery.event.upload.id == record.id
+    ]
+    assert [d.sequence for d in outlet.lines[0].deliveries] == of_record[:2]
+    with pytest.raises(UploadExistsError):
+        await store.insert(another, events=[event(another)])
+    await insert(store)
+    assert len({k.delivery.sequence for k in await listed(store)}) == 7
+
+
+async def test_a_list_of_them_has_pages(store: SQLiteMetadataStore, outlet: Outlet) -> None:
+    """In order, with others between them."""
+    for number in range(300):
+        outlet.room = number % 3 != 0
+        await insert(store)
+    sequences = [k.delivery.sequence for k in await listed(store)]
+    assert sequences == sorted({*sequences})
+    assert len(sequences) == 600
+
+
+async def test_they_are_found_by_their_index(store: SQLiteMetadataStore) -> None:
     connection = sqlite3.connect(store._path)
     for query in (
-        "SELECT 1 FROM event WHERE upload_id = ? AND holder <> ''",
-        "SELECT DISTINCT holder FROM event WHERE holder <> ''",
-        "UPDATE event SET holder = '' WHERE holder <> '' AND holder = ?",
-        "UPDATE event SET holder = '' WHERE upload_id = ? AND holder <> ''",
+        "SELECT 1 FROM handed WHERE upload_id = ?",
+        "SELECT DISTINCT holder FROM handed",
+        "DELETE FROM handed WHERE upload_id = ?",
     ):
         plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", ["x"] * query.count("?"))
-        assert "event_handed" in plan.fetchone()[3], query
+        assert "handed_upload" in plan.fetchone()[3], query
     connection.close()

@@ -18,6 +18,7 @@ encode = msgspec.json.Encoder().encode
 _upload_decoder = msgspec.json.Decoder(Upload)
 _segment_decoder = msgspec.json.Decoder(Segment)
 _event_decoder = msgspec.json.Decoder(Event)
+_events_decoder = msgspec.json.Decoder(list[Event])
 _retries_decoder: msgspec.json.Decoder[tuple[Retry, ...]] = msgspec.json.Decoder(tuple[Retry, ...])
 
 
@@ -34,6 +35,11 @@ def decode_segment(record: bytes | str) -> Segment:
 def decode_event(record: bytes | str) -> Event:
     """The event that was written down. Raises MetadataError."""
     return _decode(_event_decoder, record)
+
+
+def decode_events(records: bytes | str) -> list[Event]:
+    """The events that were written down together. Raises MetadataError."""
+    return _decode(_events_decoder, records)
 
 
 def encode_delivery(delivery: Delivery) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tidegate.metadata.encoding import decode_delivery, due_at_once, encode, encode_delivery
+from tidegate.metadata.sqlite import handed
 from tidegate.ports import HANDED, Counts, Line, Undelivered
 from tidegate.protocol.model import State
 
@@ -17,73 +18,32 @@ if TYPE_CHECKING:
 
 
 def tell(
-    db: sqlite3.Connection,
-    upload_id: UploadId,
-    events: Sequence[tuple[Event, bytes]],
-    outlet: str = "",
-) -> int:
-    """Write down events, each with its record; the first one's sequence, 0 without any.
-
-    They are handed to `outlet`, a holder, if it is named: then nobody may have been told of this
-    upload before.
-    """
-    if not events:
-        return 0
-    values: list[str | float | bytes] = []
+    db: sqlite3.Connection, upload_id: UploadId, events: Iterable[tuple[Event, bytes]]
+) -> None:
+    """Write down events, each with its record."""
+    first = 0
     for event, record in events:
-        values += (upload_id, event.type.value, event.at, record, outlet)
-    inserted = db.execute(
-        "INSERT INTO event (upload_id, type, at, record, holder) VALUES (?, ?, ?, ?, ?)"
-        + ", (?, ?, ?, ?, ?)" * (len(events) - 1),
-        values,
-    )
-    # Of one statement they follow each other.
-    first = (inserted.lastrowid or 0) - len(events) + 1
-    if not outlet:
+        inserted = db.execute(
+            "INSERT INTO event (upload_id, type, at, record) VALUES (?, ?, ?, ?)",
+            (upload_id, event.type.value, event.at, record),
+        )
+        first = first or inserted.lastrowid or 0
+    if first:
         _hurry(db, upload_id, first)
-    return first
 
 
 def _hurry(db: sqlite3.Connection, upload_id: UploadId, sequence: int) -> None:
-    """Have what an upload has to tell delivered at once; if any of it is claimed, or handed to
+    """Have what an upload has to tell delivered at once; if any of it is claimed, or was handed to
     someone, then after that.
     """
-    handed = db.execute("SELECT 1 FROM event WHERE upload_id = ? AND holder <> ''", (upload_id,))
-    if handed.fetchone() is not None:
-        _claim_handed(db, upload_id, more=True)
+    if handed.holds(db, upload_id):
+        handed.claim(db, upload_id, more=True)
         return
     db.execute(
         "INSERT INTO line (upload_id, due_at) VALUES (?, ?) ON CONFLICT (upload_id) DO UPDATE SET"
         " more = 1, due_at = CASE WHEN claimed THEN due_at ELSE min(due_at, excluded.due_at) END",
         (upload_id, -1 / sequence),
     )
-
-
-def _claim_handed(db: sqlite3.Connection, upload_id: UploadId, *, more: bool) -> None:
-    """Give the events of an upload that were handed to someone a line, as he has claimed it."""
-    db.execute(
-        "INSERT INTO line (upload_id, due_at, claimed, more) VALUES (?, ?, 1, ?)"
-        " ON CONFLICT (upload_id) DO UPDATE SET more = more OR excluded.more",
-        (upload_id, HANDED, more),
-    )
-
-
-def outlets(db: sqlite3.Connection) -> list[str]:
-    """The holders that events were handed to."""
-    return [
-        holder for (holder,) in db.execute("SELECT DISTINCT holder FROM event WHERE holder <> ''")
-    ]
-
-
-def take_back(db: sqlite3.Connection, holder: str) -> None:
-    """Have what was handed to a holder that is dead delivered by anyone."""
-    db.execute(
-        "INSERT INTO line (upload_id, due_at) SELECT upload_id, -1.0 / min(sequence) FROM event"
-        " WHERE holder <> '' AND holder = ? GROUP BY upload_id"
-        " ON CONFLICT (upload_id) DO UPDATE SET claimed = 0, due_at = excluded.due_at",
-        (holder,),
-    )
-    db.execute("UPDATE event SET holder = '' WHERE holder <> '' AND holder = ?", (holder,))
 
 
 ANY_DUE: Final = "SELECT 1 FROM line WHERE due_at <= ? LIMIT 1"
@@ -95,7 +55,7 @@ def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Li
     rows = db.execute(
         "SELECT l.upload_id, e.sequence, e.record, e.done, e.retries"
         " FROM (SELECT upload_id FROM line WHERE due_at <= ? ORDER BY due_at LIMIT ?) l"
-        " LEFT JOIN event e ON e.upload_id = l.upload_id AND e.given_up = 0 AND e.holder = ''",
+        " LEFT JOIN event e ON e.upload_id = l.upload_id AND e.given_up = 0",
         (now, limit),
     )
     found: dict[UploadId, list[Delivery]] = {}
@@ -117,37 +77,10 @@ def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Li
 
 def end_claims(db: sqlite3.Connection, ended: Sequence[Ended]) -> list[UploadId]:
     """Note what became of lines, and let go of them; those that were not held."""
-    told: list[int] = []
-    claimed: list[Ended] = []
-    free: list[UploadId] = []
-    for each in ended:
-        if each.line.claim != HANDED:
-            claimed.append(each)
-        elif each.changed or (each.kept and not each.goes_on):
-            # From now on as if it had been claimed.
-            _claim_handed(db, each.line.upload_id, more=False)
-            db.execute(
-                "UPDATE event SET holder = '' WHERE upload_id = ? AND holder <> ''",
-                (each.line.upload_id,),
-            )
-            claimed.append(each)
-        else:
-            told += each.told
-            if not each.goes_on:
-                free.append(each.line.upload_id)
-    if free:
-        # Those that had more to tell since.
-        db.execute(
-            "UPDATE line SET claimed = 0, due_at = ?"
-            " WHERE due_at = ? AND upload_id IN (SELECT value FROM json_each(?))",
-            (-1 / min(told), HANDED, encode(free).decode()),
-        )
-    return _end_claimed(db, claimed, told)
-
-
-def _end_claimed(db: sqlite3.Connection, ended: Sequence[Ended], told: list[int]) -> list[UploadId]:
+    ended = handed.end(db, ended)
     over = _forget(db, [each.line for each in ended if not each.kept])
     lost: list[UploadId] = []
+    told: list[int] = []
     noted: list[tuple[str, str, bool, int]] = []
     for each in ended:
         if each.line.upload_id not in over and not _let_go(db, each):
@@ -214,11 +147,15 @@ def replay(db: sqlite3.Connection, sequence: int) -> bool:
 
 def events(db: sqlite3.Connection, after: int, limit: int) -> list[Undelivered]:
     """A page of all that are kept."""
+    found = [*_events(db, after, limit), *handed.events(db, after, limit)]
+    return sorted(found, key=lambda each: each.delivery.sequence)[:limit]
+
+
+def _events(db: sqlite3.Connection, after: int, limit: int) -> list[Undelivered]:
     rows = db.execute(
         "SELECT e.sequence, e.record, e.done, e.retries, e.given_up, l.due_at FROM event e"
         " LEFT JOIN line l ON l.upload_id = e.upload_id AND l.due_at <> ? AND e.sequence ="
-        " (SELECT min(sequence) FROM event"
-        " WHERE upload_id = e.upload_id AND given_up = 0 AND holder = '')"
+        " (SELECT min(sequence) FROM event WHERE upload_id = e.upload_id AND given_up = 0)"
         " WHERE e.sequence > ? ORDER BY e.sequence LIMIT ?",
         (HANDED, after, limit),
     )
@@ -242,10 +179,11 @@ def counts(db: sqlite3.Connection) -> Counts:
     pending, oldest = db.execute(
         "SELECT count(*), min(at) FROM event WHERE given_up = 0"
     ).fetchone()
+    here, since = handed.count(db)
     (given_up,) = db.execute("SELECT count(*) FROM event WHERE given_up = 1").fetchone()
     return Counts(
         uploads={state: count for state, count in uploads.items() if count},
-        pending_events=pending,
+        pending_events=pending + here,
         given_up_events=given_up,
-        oldest_event_at=oldest,
+        oldest_event_at=min((at for at in (oldest, since) if at is not None), default=None),
     )

@@ -22,7 +22,7 @@ from tidegate.protocol.model import Event, Kind, Segment, State, Upload, UploadI
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from tidegate.ports import Change, Lease, Room
 
@@ -47,15 +47,10 @@ def insert(
     db: sqlite3.Connection,
     upload: Upload,
     record: bytes,
-    events: Sequence[tuple[Event, bytes]],
+    events: Iterable[tuple[Event, bytes]],
     room: Room | None = None,
-    outlet: str = "",
-) -> int:
-    """Add a record; the first event's sequence, 0 where there is none.
-
-    The events are handed to `outlet`, a holder, if it is named. Raises UploadExistsError,
-    PartUnavailableError, OverLimitError.
-    """
+) -> None:
+    """Add a record. Raises UploadExistsError, PartUnavailableError, OverLimitError."""
     added = db.execute(
         "INSERT INTO upload"
         " (id, version, state, kind, expires_at, ended_at, record, promised, stored, undone)"
@@ -85,7 +80,7 @@ def insert(
                 db.execute(
                     "INSERT INTO final_part (part_id, final_id) VALUES (?, ?)", (part, upload.id)
                 )
-    return tell(db, upload.id, events, outlet)
+    tell(db, upload.id, events)
 
 
 def _check_room(db: sqlite3.Connection, room: Room) -> None:
@@ -167,7 +162,7 @@ def commit(
     upload: Upload,
     record: bytes,
     segments: Iterable[tuple[int, bytes]],
-    events: Sequence[tuple[Event, bytes]],
+    events: Iterable[tuple[Event, bytes]],
 ) -> None:
     """Carry out `change`, whose new record is `upload`. Raises LeaseLostError, PinnedError."""
     held = db.execute(

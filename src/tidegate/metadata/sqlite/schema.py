@@ -152,15 +152,18 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX upload_undone ON upload (id) WHERE undone = 1",
     ),
     (
-        # The process that an upload's first events were handed to: as long as it lives it delivers
-        # them, and they have no line.
-        "ALTER TABLE event ADD COLUMN holder TEXT NOT NULL DEFAULT ''",
-        "DROP INDEX event_upload",
+        # An upload's first events, which were handed to a process: as long as that lives it delivers
+        # them. They have no line, and become events only if it does not.
         """
-        CREATE INDEX event_upload ON event (upload_id, sequence)
-            WHERE given_up = 0 AND holder = ''
+        CREATE TABLE handed (
+            sequence INTEGER PRIMARY KEY,  -- of the last of them; they follow each other
+            upload_id TEXT NOT NULL,
+            holder TEXT NOT NULL,
+            told INTEGER NOT NULL DEFAULT 0,  -- so many of them were, the first first
+            records BLOB NOT NULL  -- JSON; of all of them
+        ) STRICT
         """,
-        "CREATE INDEX event_handed ON event (upload_id, holder) WHERE holder <> ''",
+        "CREATE INDEX handed_upload ON handed (upload_id, holder)",
     ),
 )
 

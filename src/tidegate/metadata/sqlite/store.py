@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from tidegate.metadata.encoding import decode_upload, encode
 from tidegate.metadata.paging import paged
 from tidegate.metadata.sqlite import events as sqlite_events
+from tidegate.metadata.sqlite import handed as sqlite_handed
 from tidegate.metadata.sqlite import rows, schema
 from tidegate.metadata.sqlite.leases import Leases
 from tidegate.metadata.sqlite.liveness import Liveness, Turn
@@ -97,6 +98,7 @@ class SQLiteMetadataStore:
         self.newest_schema = len(migrations)
         self._open = False
         self._outlet: Outlet | None = None
+        self._sequences = sqlite_handed.Sequences()
         self._look_at = 0.0
 
     # ------------------------------------------------------------------------ opening, closing
@@ -179,20 +181,29 @@ class SQLiteMetadataStore:
         """Write a new record, and take its lease when asked to. See the port."""
         upload = replace(upload, version=upload.version + 1)
         record = encode(upload)
-        told = [(event, encode(event)) for event in events]
+        outlet = self._outlet if events and self._outlet and self._outlet.has_room() else None
+        told = () if outlet else [(event, encode(event)) for event in events]
+        handed = encode(events) if outlet else b""
         granting = self._leases.granting(upload.id) if lease else None
-        outlet = self._outlet if told and self._outlet and self._outlet.has_room() else None
         first = 0
 
         def run(db: sqlite3.Connection) -> Grant | None:
-            nonlocal first
-            first = rows.insert(
-                db, upload, record, told, room, outlet=self._holder.id if outlet else ""
-            )
+            rows.insert(db, upload, record, told, room)
+            if handed:
+                nonlocal first
+                first = self._sequences.draw(db, len(events))
+                last = first + len(events) - 1
+                sqlite_handed.hand(db, upload.id, last, self._holder.id, handed)
             if granting is None:
                 return None
             token = rows.grant(db, upload.id, self._holder)
             return granting.grant(rows.Taken(token, upload))
+
+        def undo() -> None:
+            if handed:
+                self._sequences.drop()
+            if granting is not None:
+                granting.undo()
 
         def settle(granted: Grant | None) -> None:
             if granting is not None:
@@ -208,7 +219,7 @@ class SQLiteMetadataStore:
                 # Of what is done after the record was inserted, nothing is refused.
                 single=granting is None and room is None and upload.kind is not Kind.FINAL,
                 settle=settle,
-                undo=None if granting is None else granting.undo,
+                undo=undo,
                 unwanted=None if granting is None else granting.unwanted,
             )
         )
@@ -385,12 +396,12 @@ class SQLiteMetadataStore:
         self._look_at = anyio.current_time() + _LOOK_AT_OUTLETS
 
         def dead(db: sqlite3.Connection) -> list[str]:
-            others = [one for one in sqlite_events.outlets(db) if one != self._holder.id]
+            others = [one for one in sqlite_handed.holders(db) if one != self._holder.id]
             return [one for one in others if not self._liveness.is_alive(one)]
 
         for holder in await self._in_thread(dead):
             await self._writer.submit(
-                Operation(functools.partial(sqlite_events.take_back, holder=holder))
+                Operation(functools.partial(sqlite_handed.take_back, holder=holder))
             )
 
     async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
