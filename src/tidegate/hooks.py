@@ -76,6 +76,8 @@ class Action(enum.StrEnum):
 class Headers(Mapping[str, str]):
     """The fields of a request by name, in any case; those of one name with commas between them."""
 
+    __slots__ = ("_sent", "_values")
+
     def __init__(
         self,
         sent: Sequence[tuple[bytes, bytes]],
@@ -95,7 +97,7 @@ class Headers(Mapping[str, str]):
         """Every value of a name, in the order in which they were sent."""
         wanted = _as_sent(name)
         if self._values is not None:
-            return list(self._values(wanted))
+            return [*self._values(wanted)]
         found = []
         for sent, value in self._sent:
             if sent == wanted:

@@ -70,8 +70,10 @@ class Gate:
             raise _failed()
         try:
             answer = authorize(request, upload)
+            if isinstance(answer, Principal):
+                return replace(request, principal=answer)
             principal: object = answer
-            if not isinstance(answer, Principal) and inspect.isawaitable(answer):
+            if inspect.isawaitable(answer):
                 principal = await _within(self._authorize_within, answer)
         except Refusal:
             raise
