@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -116,6 +118,29 @@ async def test_the_first_is_noted_before_the_second_is_told(tmp_path: Path) -> N
         await s.create()
         await until(s.records.forgot_all)
         assert noted == [2, 1]
+
+
+async def test_others_get_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no sink waits for anything."""
+    monkeypatch.setattr(outbox, "BREATH", 2)
+    loop = asyncio.get_running_loop()
+    seen: list[str] = []
+
+    async def look(_: object) -> None:
+        seen.append("told")
+        loop.call_soon(seen.append, "turn")
+
+    sink = Sink()
+    async with Stage(tmp_path, sink).open() as s:
+        sink.before = look
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(s.create)
+        await until(s.records.forgot_all)
+    assert s.records.claimed == []
+    runs = [len(list(run)) for what, run in itertools.groupby(seen) if what == "told"]
+    assert sum(runs) == 16
+    assert max(runs) == 2
 
 
 async def test_what_is_too_much_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

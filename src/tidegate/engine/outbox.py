@@ -50,6 +50,9 @@ HANGS = 3
 REST = 10.0
 """Seconds between two tries of a sink that hangs. What else is for it fails at once: it would hold
 up what is for others."""
+BREATH = 64
+"""Lines that are told one after the other before others get their turn, where no sink keeps them
+waiting: a millisecond."""
 GATHER = 0.02
 """Seconds for which what happens is gathered once all that was due is claimed: nobody is told of
 something that he sees himself."""
@@ -93,6 +96,8 @@ class Outbox:
         """More is due than we have claimed, as far as is known."""
         self._telling = 0
         """Tasks that tell them."""
+        self._breathes = False
+        """One of them lets others have their turn, and is kept waiting by no sink."""
         self._waiting: deque[tuple[Line, float]] = deque()
         """Of these, and of those that were handed to us, those that nobody is telling yet, and until
         when each is ours."""
@@ -168,15 +173,22 @@ class Outbox:
     async def _tell_waiting(self) -> None:
         """See that all that wait are being told, by as many tasks as it takes."""
         while self._waiting and self._telling < AT_ONCE:
-            self._core.spawn(self._tell_on)
+            if not self._breathes:
+                self._core.spawn(self._tell_on)
             # It takes one after the other for as long as no sink keeps it waiting.
             await anyio.lowlevel.checkpoint()
 
     async def _tell_on(self) -> None:
         self._telling += 1
         try:
+            told = 0
             while self._waiting:
                 await self._deliver(*self._waiting.popleft())
+                told += 1
+                if not told % BREATH:
+                    self._breathes = True
+                    await anyio.lowlevel.checkpoint()
+                    self._breathes = False
         finally:
             self._telling -= 1
 
