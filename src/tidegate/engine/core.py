@@ -20,6 +20,7 @@ from tidegate.ports import (
     BytesBusyError,
     DataError,
     Durability,
+    HandingStore,
     Hold,
     LeaseLostError,
     LinkStore,
@@ -168,6 +169,8 @@ class Core:
         self.probed_store = data if isinstance(data, ProbedStore) else None
         """The same, if it can say whether it is reached."""
         self.metadata = metadata
+        self.handing_store = metadata if isinstance(metadata, HandingStore) else None
+        """The same, if it can hand events to who delivers them."""
         self.measures = measures or Measures()
         """What is counted here; by itself where nobody reads it."""
         self.settings = settings

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tidegate.engine.core import log
 from tidegate.engine.standing import Standing, first_lacking
 from tidegate.engine.within import within
-from tidegate.ports import HANDED, DeliveryError, Ended, HandingStore, MetadataError, Retry
+from tidegate.ports import HANDED, DeliveryError, Ended, MetadataError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,7 +89,6 @@ class Outbox:
         self._sinks = sinks
         self._chance = chance
         self._woken = anyio.Event()
-        self._awake = False
         self._at_work = 0
         """Lines that we have claimed."""
         self._behind = True
@@ -110,9 +109,7 @@ class Outbox:
 
     def wake(self) -> None:
         """There is, or there may be, something to deliver."""
-        if not self._awake:
-            self._awake = True
-            self._woken.set()
+        self._woken.set()
 
     def has_room(self) -> bool:
         """Whether events can be handed to us. See ports.Outlet."""
@@ -124,12 +121,12 @@ class Outbox:
 
     async def run(self) -> None:
         """Deliver until cancelled."""
-        metadata = self._core.metadata
-        hands = metadata.hand_over if isinstance(metadata, HandingStore) else _keep_all
-        hands(self)
+        handing = self._core.handing_store
+        if handing is not None:
+            handing.hand_over(self)
         try:
             while True:
-                self._woken, self._awake = anyio.Event(), False
+                self._woken = anyio.Event()
                 await self._end_claims()
                 free = max(0, CLAIMED - self._at_work)
                 all_due = await self._claim(free) < free
@@ -141,7 +138,8 @@ class Outbox:
                         await self._woken.wait()
                         await anyio.sleep(GATHER)
         finally:
-            hands(None)
+            if handing is not None:
+                handing.hand_over(None)
             await self._let_go()
 
     async def deliver_due(self) -> int:
@@ -388,7 +386,3 @@ class Outbox:
             return True
         longest = max((sink.timeout for sink in sinks), default=0.0)
         return self._core.clock.monotonic() <= until - longest - CLAIM_BEYOND / 2
-
-
-def _keep_all(_: object) -> None:
-    """What a store does that hands nothing over."""

@@ -82,16 +82,12 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def told(self) -> list[int]:
         """The sequences of those to forget."""
-        if not (self.kept or self.given_up):
-            return [each.sequence for each in self.line.deliveries]
         left = {delivery.sequence for delivery in (*self.kept, *self.given_up)}
         return [each.sequence for each in self.line.deliveries if each.sequence not in left]
 
     @property
     def changed(self) -> list[tuple[Delivery, bool]]:
         """Those of which something is to be noted, and whether they were given up."""
-        if not (self.kept or self.given_up):
-            return []
         before = {id(delivery) for delivery in self.line.deliveries}
         kept = [(delivery, False) for delivery in self.kept if id(delivery) not in before]
         return kept + [(delivery, True) for delivery in self.given_up]

@@ -83,8 +83,6 @@ def method(request: Request) -> str:
     request's method by the Server, if the header is presented. The actual method of the request
     MUST be ignored."
     """
-    if not request.values(b"x-http-method-override"):
-        return request.method
     override = request.value(b"x-http-method-override")
     return override.upper() if override else request.method
 
