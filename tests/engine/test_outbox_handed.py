@@ -30,13 +30,14 @@ BOTH = [EventType.CREATED, EventType.COMPLETED]
 
 
 class Records(SQLiteMetadataStore):
-    """Notes what is claimed, and fails to note what was told when asked to."""
+    """Notes what is claimed and ended, and fails to note what was told when asked to."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.claimed: list[UploadId] = []
         self.ended: list[Ended] = []
         self.fails = 0
+        self.marks = True
 
     async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
         lines = await super().claim_events(now, limit, ttl)
@@ -49,6 +50,9 @@ class Records(SQLiteMetadataStore):
             raise UnavailableError("away")
         self.ended += ended
         return await super().end_claims(ended)
+
+    def told(self, line: Line, sequence: int) -> bool:
+        return self.marks and super().told(line, sequence)
 
     async def forgot_all(self) -> bool:
         return not [event async for event in self.events()]
@@ -140,7 +144,7 @@ async def test_others_get_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert s.records.claimed == []
     runs = [len(list(run)) for what, run in itertools.groupby(seen) if what == "told"]
     assert sum(runs) == 16
-    assert max(runs) == 2
+    assert max(runs) == 4
 
 
 async def test_what_is_too_much_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +185,37 @@ async def test_that_they_were_told_is_noted_when_it_can_be(tmp_path: Path) -> No
         await until(s.records.forgot_all)
         assert s.records.fails == 0
     assert sink.types_told == BOTH
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]])
+async def test_what_cannot_be_noted_at_once_is_claimed(tmp_path: Path, names: list[str]) -> None:
+    """Before the next is told."""
+    sinks = [Sink(name) for name in names]
+    async with Stage(tmp_path, *sinks).open() as s:
+        s.records.marks = False
+        upload_id = await s.create()
+        await until(s.records.forgot_all)
+        assert set(s.records.claimed) == {upload_id}
+        assert len(s.records.ended[0].kept) == 1
+        assert not s.records.ended[0].goes_on
+    for sink in sinks:
+        assert sink.types_told == BOTH
+
+
+async def test_two_are_told_without_being_claimed(tmp_path: Path) -> None:
+    """The next when both have the one before."""
+    one, two = Sink("one"), Sink("two")
+    async with Stage(tmp_path, one, two).open() as s:
+        held = anyio.Event()
+        one.before = lambda _: held.wait()
+        await s.create()
+        await until(lambda: bool(two.told))
+        assert two.types_told == BOTH[:1]
+        held.set()
+        await until(s.records.forgot_all)
+        assert s.records.claimed == []
+        assert len(s.records.ended) == 1
+    assert one.types_told == two.types_told == BOTH
 
 
 async def test_who_fails_is_told_again(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ child.py PLACE hold ID commit  the same, and commit when it is wanted: refused, 
 child.py PLACE add ID TIMES     take the lease, add one to the offset, let go; so many times
 child.py PLACE turn NAME        take the turn of NAME for an hour, say so, and keep it
 child.py PLACE insert           insert records, saying the id of each that is acknowledged
-child.py PLACE hand             insert a record whose event is handed to it, say its id, and keep it
+child.py PLACE hand             insert three records together, whose events are handed to it; tell one of
+                                the first, both of the second; say their ids, and keep them
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from msgspec.structs import replace
 
 from tidegate import registry
 from tidegate.ports import Change, Grant, HandingStore, Held, Line, MetadataError, MetadataStore
-from tidegate.protocol.model import UploadId
+from tidegate.protocol.model import EventType, UploadId
 from tidegate.testing.metadata.support import event, hold, upload
 
 
@@ -51,10 +52,15 @@ async def main(*arguments: str) -> None:
             print(record.id, flush=True)
     elif what == "hand":
         assert isinstance(store, HandingStore)
-        store.hand_over(Taker())
-        record = upload()
-        await store.insert(record, events=[event(record)])
-        print(record.id, flush=True)
+        taker = Taker()
+        store.hand_over(taker)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(hand, store)
+        for line, count in zip(taker.lines, (1, 2, 0), strict=True):
+            for delivery in line.deliveries[:count]:
+                assert store.told(line, delivery.sequence)
+            print(line.upload_id, flush=True)
         await anyio.sleep_forever()
     await store.close()
 
@@ -62,11 +68,19 @@ async def main(*arguments: str) -> None:
 class Taker:
     """Takes lines, and does nothing about them."""
 
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
     def has_room(self) -> bool:
         return True
 
     def take(self, line: Line) -> None:
-        pass
+        self.lines.append(line)
+
+
+async def hand(store: MetadataStore) -> None:
+    record = upload()
+    await store.insert(record, events=[event(record), event(record, EventType.COMPLETED)])
 
 
 async def add(store: MetadataStore, upload_id: UploadId) -> None:

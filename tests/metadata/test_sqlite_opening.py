@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from anyio import to_thread
 from tests.metadata.conftest import ALL_SORTS, UNDONE
 
 from tidegate.metadata.encoding import encode
-from tidegate.metadata.sqlite.schema import MIGRATIONS
+from tidegate.metadata.sqlite.schema import MIGRATIONS, prepare
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import Change, Hold, MetadataError, UnavailableError
+from tidegate.protocol.model import EventType
 from tidegate.testing.metadata.support import NOW, add, event, hold, opened, upload
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from tidegate.ports import MetadataStore
 
 pytestmark = pytest.mark.anyio
+
+COMPLETED = EventType.COMPLETED
 
 
 def holders(path: Path) -> list[str]:
@@ -190,8 +194,7 @@ async def test_migrates_forward(path: Path) -> None:
 async def test_what_was_to_be_delivered_still_is(path: Path) -> None:
     """Of a database from when an event was told to all sinks before the next: schema 3."""
     one, two, three = upload("one"), upload("two"), upload("three")
-    async with opened(lambda: SQLiteMetadataStore(path, migrations=MIGRATIONS[:3])):
-        pass
+    await to_thread.run_sync(lambda: prepare(path, busy_timeout=5, migrations=MIGRATIONS[:3]))
     connection = sqlite3.connect(path)
     told = [(one, NOW + 50, 3, 0), (one, None, 0, 0), (two, None, 40, 1), (three, 0, 0, 0)]
     for about, due_at, attempts, given_up in told:
@@ -218,8 +221,7 @@ async def test_what_was_to_be_delivered_still_is(path: Path) -> None:
 
 async def test_what_was_undone_still_is(path: Path) -> None:
     """Of a database from when that was not written down: schema 4."""
-    async with opened(lambda: SQLiteMetadataStore(path, migrations=MIGRATIONS[:4])):
-        pass
+    await to_thread.run_sync(lambda: prepare(path, busy_timeout=5, migrations=MIGRATIONS[:4]))
     connection = sqlite3.connect(path)
     for record in ALL_SORTS:
         connection.execute(
@@ -231,6 +233,33 @@ async def test_what_was_undone_still_is(path: Path) -> None:
     connection.close()
     async with opened(lambda: SQLiteMetadataStore(path)) as store:
         assert [one.id async for one in store.undone()] == UNDONE
+
+
+async def test_what_was_handed_over_still_is(path: Path) -> None:
+    """Of a database from when it was written down one by one: schema 6."""
+    await to_thread.run_sync(lambda: prepare(path, busy_timeout=5, migrations=MIGRATIONS[:6]))
+    connection = sqlite3.connect(path)
+    records = [upload("one"), upload("two")]
+    for told, record in enumerate(records):
+        connection.execute(
+            "INSERT INTO upload (id, version, state, kind, record) VALUES (?, 1, ?, 'regular', ?)",
+            (record.id, record.state, encode(record)),
+        )
+        connection.execute(
+            "INSERT INTO handed VALUES (?, ?, 'dead', ?, ?)",
+            (2 * told + 2, record.id, told, encode([event(record), event(record, COMPLETED)])),
+        )
+    connection.commit()
+    rows = "SELECT id, handed FROM upload ORDER BY id"
+    async with opened(lambda: SQLiteMetadataStore(path)) as store:
+        assert connection.execute(rows).fetchall() == [("one", 2), ("two", 4)]
+        assert [u.delivery.sequence async for u in store.events()] == [1, 2, 4]
+        lines = await store.claim_events(NOW, 10, 60)
+        assert [[d.event for d in line.deliveries] for line in lines] == [
+            [event(records[0]), event(records[0], COMPLETED)],
+            [event(records[1], COMPLETED)],
+        ]
+    connection.close()
 
 
 async def test_a_failed_migration_changes_nothing(path: Path) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OPTIONAL: Final = ("open_file", "link", "speaks_of", "probe", "queued", "hand_over")
+OPTIONAL: Final = ("open_file", "link", "speaks_of", "probe", "queued", "hand_over", "told")
 """What makes a store one of `ports.FileStore`, `LinkStore`, `PieceStore`, `ProbedStore`, `QueuedStore`,
 `HandingStore`. (And `store_whole` a WholeStore, `store_ahead` an AheadStore, which are measured.)"""
 

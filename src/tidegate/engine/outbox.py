@@ -15,13 +15,13 @@ from msgspec.structs import replace
 from tidegate.engine.core import log
 from tidegate.engine.standing import Standing, first_lacking
 from tidegate.engine.within import within
-from tidegate.ports import HANDED, DeliveryError, Ended, MetadataError, Retry
+from tidegate.ports import HANDED, DeliveryError, Ended, Line, MetadataError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tidegate.engine.core import Core
-    from tidegate.ports import Delivery, EventSink, Line
+    from tidegate.ports import Delivery, EventSink
 
 AT_ONCE = 16
 """Uploads whose events are being delivered at a time: so many connections or processes
@@ -50,7 +50,7 @@ HANGS = 3
 REST = 10.0
 """Seconds between two tries of a sink that hangs. What else is for it fails at once: it would hold
 up what is for others."""
-BREATH = 64
+BREATH = 32
 """Lines that are told one after the other before others get their turn, where no sink keeps them
 waiting: a millisecond."""
 GATHER = 0.02
@@ -192,27 +192,10 @@ class Outbox:
 
     async def _deliver(self, line: Line, until: float) -> None:
         plain = self._is_plain(line, until)
-        standings = [] if plain else [Standing(delivery) for delivery in line.deliveries]
-        try:
-            if plain:
-                await self._tell_first(line, standings)
-            else:
-                await self._tell(standings, until)
-        except anyio.get_cancelled_exc_class():
-            # The server stops. The next one need not wait for the claim to run out.
-            standings = standings or [Standing(delivery) for delivery in line.deliveries]
-            self._ended.append((self._what_became_of(line, standings, until), until))
-            with anyio.move_on_after(LET_GO_WITHIN, shield=True):
-                await self._end_claims(stopping=True)
-            raise
-        if standings:
-            ended = self._what_became_of(line, standings, until)
-        else:
-            rest = line.deliveries[1:]
-            goes_on = bool(rest) and self._has_time(self._sinks, until)
-            ended = Ended(line=line, kept=rest, goes_on=goes_on)
+        ended = await (self._tell_plain(line, until) if plain else self._tell(line, until))
         self._ended.append((ended, until))
-        self.wake()
+        if len(self._ended) == 1:
+            self.wake()
 
     def _is_plain(self, line: Line, until: float) -> bool:
         """Whether it is as most are: there is one sink, which wants all of it, and was never told.
@@ -226,6 +209,54 @@ class Outbox:
             if each.done or each.retries or each.event.type not in types:
                 return False
         return self._has_time(self._sinks, until)
+
+    async def _tell_plain(self, line: Line, until: float) -> Ended:
+        """Tell the only sink of a line that is plain; what became of it."""
+        sink, deliveries = self._sinks[0], line.deliveries
+        told = 0
+        try:
+            for delivery in deliveries:
+                await self._try(sink, delivery)
+                told += 1
+                if told == len(deliveries):
+                    return Ended(line=line)
+                if until != HANDED or not self._noted(line, (delivery.sequence,)):
+                    break
+        except anyio.get_cancelled_exc_class():
+            await self._stop(Ended(line=line, kept=deliveries[told:]), until)
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
+            standings = [Standing(delivery) for delivery in deliveries[told:]]
+            self._failed(sink, standings[0], error)
+            return self._what_became_of(line, standings, until)
+        goes_on = until != HANDED and self._has_time(self._sinks, until)
+        return Ended(line=line, kept=deliveries[told:], goes_on=goes_on)
+
+    async def _tell(self, line: Line, until: float) -> Ended:
+        """Tell each sink what it lacks; what became of it."""
+        standings = [Standing(delivery) for delivery in line.deliveries]
+        try:
+            while True:
+                await self._tell_firsts(standings, until)
+                ended = self._what_became_of(line, standings, until)
+                if not ended.goes_on or until != HANDED:
+                    return ended
+                if not self._noted(line, ended.told):
+                    return replace(ended, goes_on=False)
+        except anyio.get_cancelled_exc_class():
+            await self._stop(self._what_became_of(line, standings, until), until)
+            raise
+
+    def _noted(self, line: Line, told: Sequence[int]) -> bool:
+        """Note, at once, what was told of a line that was handed over; whether that was possible."""
+        handing = self._core.handing_store
+        return handing is not None and all(handing.told(line, each) for each in told)
+
+    async def _stop(self, ended: Ended, until: float) -> None:
+        """The server stops. The next one need not wait for the claim to run out."""
+        self._ended.append((ended, until))
+        with anyio.move_on_after(LET_GO_WITHIN, shield=True):
+            await self._end_claims(stopping=True)
 
     async def _end_claims(self, *, stopping: bool = False) -> None:
         """Have the metadata store note what became of lines, of all of them at once."""
@@ -273,16 +304,7 @@ class Outbox:
         with anyio.move_on_after(LET_GO_WITHIN, shield=True):
             await self._end_claims(stopping=True)
 
-    async def _tell_first(self, line: Line, standings: list[Standing]) -> None:
-        """Tell the only sink the first of a line that is plain. Fills `standings` if that fails."""
-        sink = self._sinks[0]
-        try:
-            await self._try(sink, line.deliveries[0])
-        except Exception as error:  # noqa: BLE001 - whatever an application's sink raises
-            standings += map(Standing, line.deliveries)
-            self._failed(sink, standings[0], error)
-
-    async def _tell(self, standings: Sequence[Standing], until: float) -> None:
+    async def _tell_firsts(self, standings: Sequence[Standing], until: float) -> None:
         """Tell each sink the first that it lacks, where that is due."""
         now = self._core.clock.now()
         waiting = [
@@ -310,23 +332,26 @@ class Outbox:
 
     async def _try(self, sink: EventSink, delivery: Delivery) -> None:
         """Raises what the sink raises; DeliveryError when it does not answer."""
-        monotonic = self._core.clock.monotonic
-        hangs, rests_until = self._hung.get(sink.name, (0, 0.0))
-        if hangs >= HANGS:
-            if monotonic() < rests_until:
-                raise DeliveryError("has not answered for some time")
-            # Let one find out.
-            self._hung[sink.name] = hangs, monotonic() + sink.timeout
+        hung = self._hung
+        if hung:
+            hangs, rests_until = hung.get(sink.name, (0, 0.0))
+            if hangs >= HANGS:
+                now = self._core.clock.monotonic()
+                if now < rests_until:
+                    raise DeliveryError("has not answered for some time")
+                # Let one find out.
+                hung[sink.name] = hangs, now + sink.timeout
         try:
             answered = await within(sink.timeout, sink.deliver(delivery))
         except Exception:
-            self._hung.pop(sink.name, None)
+            hung.pop(sink.name, None)
             raise
         if not answered:  # pragma: no cover - the tracer loses a frame that is thrown into
-            hangs, _ = self._hung.get(sink.name, (0, 0.0))
-            self._hung[sink.name] = hangs + 1, monotonic() + REST
+            hangs, _ = hung.get(sink.name, (0, 0.0))
+            hung[sink.name] = hangs + 1, self._core.clock.monotonic() + REST
             raise DeliveryError(f"no answer in {sink.timeout:g} s")
-        self._hung.pop(sink.name, None)
+        if hung:
+            hung.pop(sink.name, None)
 
     def _failed(self, sink: EventSink, standing: Standing, error: Exception) -> None:
         """Have it told again later to a sink that failed, or give it up for that."""

@@ -18,7 +18,7 @@ encode = msgspec.json.Encoder().encode
 _upload_decoder = msgspec.json.Decoder(Upload)
 _segment_decoder = msgspec.json.Decoder(Segment)
 _event_decoder = msgspec.json.Decoder(Event)
-_events_decoder = msgspec.json.Decoder(list[Event])
+_handed_decoder = msgspec.json.Decoder(list[tuple[int, list[Event]]])
 _retries_decoder: msgspec.json.Decoder[tuple[Retry, ...]] = msgspec.json.Decoder(tuple[Retry, ...])
 
 
@@ -37,9 +37,11 @@ def decode_event(record: bytes | str) -> Event:
     return _decode(_event_decoder, record)
 
 
-def decode_events(records: bytes | str) -> list[Event]:
-    """The events that were written down together. Raises MetadataError."""
-    return _decode(_events_decoder, records)
+def decode_handed(records: bytes | str) -> list[tuple[int, list[Event]]]:
+    """What was written down together of several uploads: of each the sequence of its last event, and
+    its events. Raises MetadataError.
+    """
+    return _decode(_handed_decoder, records)
 
 
 def encode_delivery(delivery: Delivery) -> tuple[str, str]:

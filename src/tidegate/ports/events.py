@@ -76,8 +76,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     due_at: float | None = None
     """When it is claimed next; None: at once. And so if the upload has more to tell by now."""
     goes_on: bool = False
-    """Not ended yet: the claim stays. Not for a line that was handed over, unless what is kept of it
-    is as it was."""
+    """Not ended yet: the claim stays. Not for a line that was handed over."""
 
     @property
     def told(self) -> list[int]:
@@ -150,3 +149,8 @@ class HandingStore(Protocol):
 
     def hand_over(self, outlet: Outlet | None) -> None:
         """To whom, while it has room; None: to nobody any more."""
+
+    def told(self, line: Line, sequence: int) -> bool:
+        """Note that all who want it took an event of a line that was handed over: should this process
+        die, it is not told again. At once, never raises; False: not now, its claim is to end.
+        """

@@ -77,7 +77,6 @@ def claim(db: sqlite3.Connection, now: float, limit: int, ttl: float) -> list[Li
 
 def end_claims(db: sqlite3.Connection, ended: Sequence[Ended]) -> list[UploadId]:
     """Note what became of lines, and let go of them; those that were not held."""
-    ended = handed.end(db, ended)
     over = _forget(db, [each.line for each in ended if not each.kept])
     lost: list[UploadId] = []
     told: list[int] = []
@@ -145,9 +144,9 @@ def replay(db: sqlite3.Connection, sequence: int) -> bool:
     return True
 
 
-def events(db: sqlite3.Connection, after: int, limit: int) -> list[Undelivered]:
+def events(db: sqlite3.Connection, after: int, limit: int, told: handed.Told) -> list[Undelivered]:
     """A page of all that are kept."""
-    found = [*_events(db, after, limit), *handed.events(db, after, limit)]
+    found = [*_events(db, after, limit), *handed.events(db, after, told)]
     return sorted(found, key=lambda each: each.delivery.sequence)[:limit]
 
 
@@ -165,7 +164,7 @@ def _events(db: sqlite3.Connection, after: int, limit: int) -> list[Undelivered]
     ]
 
 
-def counts(db: sqlite3.Connection) -> Counts:
+def counts(db: sqlite3.Connection, told: handed.Told) -> Counts:
     """How much there is."""
     (total,) = db.execute("SELECT count(*) FROM upload").fetchone()
     (receiving,) = db.execute("SELECT count(*) FROM upload WHERE state = 'receiving'").fetchone()
@@ -179,11 +178,11 @@ def counts(db: sqlite3.Connection) -> Counts:
     pending, oldest = db.execute(
         "SELECT count(*), min(at) FROM event WHERE given_up = 0"
     ).fetchone()
-    here, since = handed.count(db)
+    here = [each.delivery.event.at for each in handed.events(db, 0, told)]
     (given_up,) = db.execute("SELECT count(*) FROM event WHERE given_up = 1").fetchone()
     return Counts(
         uploads={state: count for state, count in uploads.items() if count},
-        pending_events=pending + here,
+        pending_events=pending + len(here),
         given_up_events=given_up,
-        oldest_event_at=min((at for at in (oldest, since) if at is not None), default=None),
+        oldest_event_at=min(here if oldest is None else [oldest, *here], default=None),
     )

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
 _HOLDER = "holder-"
@@ -81,28 +81,34 @@ class Turn:
 class Liveness:
     """Shows other processes that this holder is alive, and tells whether another is.
 
-    Being open in a process that sleeps (SIGSTOP) is being alive.
+    Being open in a process that sleeps (SIGSTOP) is being alive. What is in a holder's file is its
+    own, and can be read as long as that is there.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.holder = secrets.token_hex(8)
-        self._path = folder / f"{_HOLDER}{self.holder}"
-        self._descriptor = -1
+        self.descriptor = -1
+        """Of its file; -1: not alive."""
 
-    def open(self) -> None:
-        """Come alive, and clear away what dead ones left. The caller has the turn.
+    def file(self, holder: str) -> Path:
+        """A holder's file, whether it is there or not."""
+        return self._folder / f"{_HOLDER}{holder}"
+
+    def open(self, needed: Collection[str] = ()) -> None:
+        """Come alive, and clear away what dead ones left, but for those that are still `needed`.
+        The caller has the turn.
 
         (Otherwise the clearing could hit a file that was made and not yet locked.)
         """
-        self._descriptor = _open(self._path)
+        self.descriptor = _open(self.file(self.holder))
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for name in os.listdir(self._folder):
                 holder = name.removeprefix(_HOLDER)
-                if holder not in {name, self.holder} and not self.is_alive(holder):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(self._folder / name)
+                if holder in {name, self.holder, *needed} or self.is_alive(holder):
+                    continue
+                self.clear(holder)
         except BaseException:
             self.close()
             raise
@@ -110,9 +116,7 @@ class Liveness:
     def is_alive(self, holder: str) -> bool:
         """Whether some process has this holder open."""
         try:
-            descriptor = os.open(
-                self._folder / f"{_HOLDER}{holder}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-            )
+            descriptor = os.open(self.file(holder), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return False
         try:
@@ -124,13 +128,21 @@ class Liveness:
             os.close(descriptor)
         return False
 
-    def close(self) -> None:
-        """Die: whoever looks from now on finds this holder dead. May be called twice."""
-        if self._descriptor >= 0:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
-            os.close(self._descriptor)
-            self._descriptor = -1
+    def clear(self, holder: str) -> None:
+        """Clear away the file of one that is dead, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.file(holder))
+
+    def close(self, *, needed: bool = False) -> None:
+        """Die: whoever looks from now on finds this holder dead. May be called twice.
+
+        Its file stays if it is `needed`.
+        """
+        if self.descriptor >= 0:
+            if not needed:
+                self.clear(self.holder)
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 def _open(path: Path) -> int:

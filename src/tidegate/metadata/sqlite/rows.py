@@ -49,12 +49,16 @@ def insert(
     record: bytes,
     events: Iterable[tuple[Event, bytes]],
     room: Room | None = None,
+    handed: int | None = None,
 ) -> None:
-    """Add a record. Raises UploadExistsError, PartUnavailableError, OverLimitError."""
+    """Add a record, whose first events are in a row of what is handed over, if they are in one.
+
+    Raises UploadExistsError, PartUnavailableError, OverLimitError.
+    """
     added = db.execute(
         "INSERT INTO upload"
-        " (id, version, state, kind, expires_at, ended_at, record, promised, stored, undone)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        " (id, version, state, kind, expires_at, ended_at, record, promised, stored, undone, handed)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (
             upload.id,
             upload.version,
@@ -66,6 +70,7 @@ def insert(
             upload.promised,
             upload.offset,
             upload.undone,
+            handed,
         ),
     )
     if added.rowcount == 0:
@@ -176,6 +181,8 @@ def commit(
         raise LeaseLostError(f"{upload.id}: version {change.upload.version}, now {held[0]}")
     if change.unless_pinned and is_pinned(db, upload.id):
         raise PinnedError(upload.id)
+    # While it is known whether somebody was handed its first events.
+    tell(db, upload.id, events)
     if change.forget:
         _forget(db, upload.id)
     else:
@@ -205,7 +212,6 @@ def commit(
             db.execute("DELETE FROM lease WHERE token = ?", (lease.token,))
         elif held[1] != boot_id:
             db.execute("UPDATE lease SET boot_id = ? WHERE token = ?", (boot_id, lease.token))
-    tell(db, upload.id, events)
 
 
 def _forget(db: sqlite3.Connection, upload_id: UploadId) -> None:

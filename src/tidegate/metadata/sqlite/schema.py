@@ -165,6 +165,31 @@ MIGRATIONS: tuple[Migration, ...] = (
         """,
         "CREATE INDEX handed_upload ON handed (upload_id, holder)",
     ),
+    (
+        # The same by transactions, for a row and an index entry for each upload took as long as all
+        # else about its events. Who of them was told is said elsewhere (handing.Marks).
+        "ALTER TABLE handed RENAME TO handed_one_by_one",
+        """
+        CREATE TABLE handed (
+            first INTEGER PRIMARY KEY,  -- a sequence that was drawn for it
+            last INTEGER NOT NULL,  -- of its last event
+            holder TEXT NOT NULL,
+            records BLOB NOT NULL  -- JSON: for each upload [the sequence of its last event, events]
+        ) STRICT
+        """,
+        # The row in which an upload's first events are, as long as there is one.
+        "ALTER TABLE upload ADD COLUMN handed INTEGER",
+        """
+        INSERT INTO handed SELECT sequence, sequence, holder, CAST(json_array(json_array(
+            sequence, json(CASE told WHEN 0 THEN CAST(records AS TEXT)
+                ELSE json_remove(CAST(records AS TEXT), '$[0]') END))) AS BLOB)
+            FROM handed_one_by_one
+        """,
+        """
+        UPDATE upload SET handed = h.sequence FROM handed_one_by_one h WHERE h.upload_id = upload.id
+        """,
+        "DROP TABLE handed_one_by_one",
+    ),
 )
 
 

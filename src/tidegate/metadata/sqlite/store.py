@@ -21,6 +21,7 @@ from tidegate.metadata.paging import paged
 from tidegate.metadata.sqlite import events as sqlite_events
 from tidegate.metadata.sqlite import handed as sqlite_handed
 from tidegate.metadata.sqlite import rows, schema
+from tidegate.metadata.sqlite.handing import Handing, Marks, Place
 from tidegate.metadata.sqlite.leases import Leases
 from tidegate.metadata.sqlite.liveness import Liveness, Turn
 from tidegate.metadata.sqlite.readers import Readers
@@ -98,7 +99,6 @@ class SQLiteMetadataStore:
         self.newest_schema = len(migrations)
         self._open = False
         self._outlet: Outlet | None = None
-        self._sequences = sqlite_handed.Sequences()
         self._look_at = 0.0
 
     # ------------------------------------------------------------------------ opening, closing
@@ -126,8 +126,16 @@ class SQLiteMetadataStore:
                     schema.prepare(
                         self._path, busy_timeout=self._busy_timeout, migrations=self._migrations
                     )
-                    self._liveness.open()
-                self._writer = Writer(self._path, turn, busy_timeout=self._busy_timeout)
+                    with contextlib.closing(
+                        schema.connect(self._path, busy_timeout=self._busy_timeout)
+                    ) as db:
+                        self._liveness.open(needed=sqlite_handed.holders(db))
+                self._handing = Handing(self._liveness.holder)
+                stack.callback(self._handing.close)
+                self._hands = self._handing.open(self._liveness.descriptor)
+                self._writer = Writer(
+                    self._path, turn, self._handing, busy_timeout=self._busy_timeout
+                )
                 self._writer.connect()
                 stack.callback(self._writer.disconnect)
                 self._reader = schema.connect(
@@ -139,6 +147,7 @@ class SQLiteMetadataStore:
                 self._reader.execute(_LOAD, ("",)).fetchone()
                 # From now on it is used on the event loop, and never waits.
                 self._reader.execute("PRAGMA busy_timeout = 0")
+                stack.callback(self._die)
                 self._readers = Readers(self._path, busy_timeout=self._busy_timeout)
                 stack.callback(self._readers.close)
             except TimeoutError as error:
@@ -146,6 +155,14 @@ class SQLiteMetadataStore:
             except (OSError, sqlite3.Error) as error:
                 raise schema.open_error(self._path, error) from error
             self._acquired = stack.pop_all()
+
+    def _die(self) -> None:
+        """Be found dead; if something is left that was handed over, with what is marked as told."""
+        try:
+            needed = self._liveness.holder in sqlite_handed.holders(self._reader)
+        except sqlite3.Error:
+            needed = True
+        self._liveness.close(needed=needed)
 
     async def close(self) -> None:
         """Finish what was begun, and let go of all that `open` acquired. May be called twice."""
@@ -185,32 +202,35 @@ class SQLiteMetadataStore:
         told = () if outlet else [(event, encode(event)) for event in events]
         handed = encode(events) if outlet else b""
         granting = self._leases.granting(upload.id) if lease else None
-        first = 0
+        place: Place | None = None
 
         def run(db: sqlite3.Connection) -> Grant | None:
-            rows.insert(db, upload, record, told, room)
-            if handed:
-                nonlocal first
-                first = self._sequences.draw(db, len(events))
-                last = first + len(events) - 1
-                sqlite_handed.hand(db, upload.id, last, self._holder.id, handed)
-            if granting is None:
-                return None
-            token = rows.grant(db, upload.id, self._holder)
-            return granting.grant(rows.Taken(token, upload))
+            nonlocal place
+            place = self._handing.reserve(db, len(events)) if handed else None
+            rows.insert(db, upload, record, told, room, place and place.batch.first)
+            granted = None
+            if granting is not None:
+                token = rows.grant(db, upload.id, self._holder)
+                granted = granting.grant(rows.Taken(token, upload))
+            if place is not None:
+                self._handing.add(place, handed)
+            return granted
 
         def undo() -> None:
             if handed:
-                self._sequences.drop()
+                self._handing.refused()
             if granting is not None:
                 granting.undo()
 
         def settle(granted: Grant | None) -> None:
             if granting is not None:
                 granting.settle(granted)
-            if outlet is not None:
+            if outlet is not None and place is not None:
+                first = place.first
                 deliveries = [Delivery(first + n, event, 0) for n, event in enumerate(events)]
-                outlet.take(Line(upload.id, HANDED, tuple(deliveries)))
+                line = Line(upload.id, HANDED, tuple(deliveries))
+                self._handing.committed(place.batch, line)
+                outlet.take(line)
 
         return await self._writer.submit(
             Operation(
@@ -377,7 +397,11 @@ class SQLiteMetadataStore:
 
     def hand_over(self, outlet: Outlet | None) -> None:
         """Hand the first events of uploads to it. See ports.HandingStore."""
-        self._outlet = outlet
+        self._outlet = outlet if self._hands else None
+
+    def told(self, line: Line, sequence: int) -> bool:
+        """Note that all who want it took an event. See ports.HandingStore."""
+        return self._handing.told(line, sequence)
 
     async def claim_events(self, now: float, limit: int, ttl: float) -> list[Line]:
         """Take what uploads have to tell for delivery, for `ttl` seconds. See the port."""
@@ -400,19 +424,44 @@ class SQLiteMetadataStore:
             return [one for one in others if not self._liveness.is_alive(one)]
 
         for holder in await self._in_thread(dead):
-            await self._writer.submit(
-                Operation(functools.partial(sqlite_handed.take_back, holder=holder))
-            )
+            await self._writer.submit(Operation(functools.partial(self._take_back_of, holder)))
+            await self._in_thread(functools.partial(self._clear, holder))
+
+    def _take_back_of(self, holder: str, db: sqlite3.Connection) -> None:
+        sqlite_handed.take_back(db, holder, self._told_by(holder))
+
+    def _clear(self, holder: str, _: sqlite3.Connection) -> None:
+        self._liveness.clear(holder)
+
+    def _told_by(self, holder: str) -> frozenset[int]:
+        return Marks.read(self._liveness.file(holder))
 
     async def end_claims(self, ended: Sequence[Ended]) -> list[UploadId]:
         """Note what became of lines, and let go of them. See the port."""
-        return await self._writer.submit(Operation(lambda db: sqlite_events.end_claims(db, ended)))
+        outcome = self._handing.outcome(ended)
+
+        def run(db: sqlite3.Connection) -> list[UploadId]:
+            for first, out in outcome.out.items():
+                sqlite_handed.take_out(db, first, out)
+            lost = sqlite_events.end_claims(db, outcome.lines)
+            if outcome.over:
+                sqlite_handed.forget(
+                    db,
+                    [batch.first for batch in outcome.over],
+                    [upload_id for batch in outcome.over for upload_id in batch.uploads],
+                )
+            return lost
+
+        def settle(_: object) -> None:
+            self._handing.noted(ended, outcome)
+
+        return await self._writer.submit(Operation(run, settle=settle))
 
     def events(self) -> AsyncIterator[Undelivered]:
         """All events that are kept, by sequence."""
 
         def page(after: int) -> Awaitable[list[Undelivered]]:
-            return self._in_thread(lambda db: sqlite_events.events(db, after, _PAGE))
+            return self._in_thread(lambda db: sqlite_events.events(db, after, _PAGE, self._told_by))
 
         return paged(0, page, lambda undelivered: undelivered.delivery.sequence)
 
@@ -426,7 +475,7 @@ class SQLiteMetadataStore:
 
     async def counts(self) -> Counts:
         """How much there is; reads an entry of an index for each upload."""
-        return await self._in_thread(sqlite_events.counts)
+        return await self._in_thread(lambda db: sqlite_events.counts(db, self._told_by))
 
     # --------------------------------------------------------------------------------- reads
 

@@ -12,7 +12,7 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from tidegate.metadata.sqlite import schema as sqlite_schema
 from tidegate.ports import UnavailableError
@@ -72,12 +72,26 @@ class Operation(Generic[T]):
         self.error: Exception | None = None
 
 
-class Writer:
-    """Takes operations from the event loop, and carries them out in groups."""
+class Together(Protocol):
+    """What is done once for all operations of a transaction, in the writer's thread."""
 
-    def __init__(self, path: Path, turn: Turn, *, busy_timeout: float) -> None:
+    def write(self, db: sqlite3.Connection) -> None:
+        """Before it is committed."""
+
+    def undo(self) -> None:
+        """It was rolled back."""
+
+
+class Writer:
+    """Takes operations from the event loop, and carries them out in groups.
+
+    `together` is what is done once for each group, in its transaction.
+    """
+
+    def __init__(self, path: Path, turn: Turn, together: Together, *, busy_timeout: float) -> None:
         self._path = path
         self._turn = turn
+        self._together = together
         self._busy_timeout = busy_timeout
         # Both are safe between threads without a lock that the event loop could wait for. Who pops
         # an operation owns it.
@@ -239,8 +253,14 @@ class Writer:
             self._begin(durable=any(operation.durable for operation in batch))
             for operation in batch:
                 self._run(operation, alone=alone or operation.single)
-            self._connection.execute("ROLLBACK" if alone and batch[0].error else "COMMIT")
+            if alone and batch[0].error:
+                self._connection.execute("ROLLBACK")
+                self._together.undo()
+            else:
+                self._together.write(self._connection)
+                self._connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001  (goes to every caller)
+            self._together.undo()
             for operation in batch:
                 if operation.error is None:
                     operation.error = _translate(error)
