@@ -339,6 +339,27 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+# ------------------------------------------------------------ what is begun first
+
+LONGEST = (
+    "faults/test_power_loss.py",
+    "faults/test_crash.py",
+    "faults/test_cluster.py",
+    "properties/test_engine_machine.py",
+    "faults/test_injected.py",
+    "faults/test_workers.py",
+    "faults/test_events.py",
+)
+"""The files that take longest: none of them should be what all other workers of xdist wait for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(
+        key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)),
+    )
+
+
 # ------------------------------------------------------------ servers that tests share
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import enum
-import os
 import random
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +28,7 @@ from tests.support.disk_states import (
     write_out,
 )
 from tests.support.disk_trace import Happening, Make, Note, Sync, Write
+from tests.support.memory import folder_in_memory
 
 from tidegate.engine import outbox
 from tidegate.engine.core import Settings
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
 
 FRAME_HEAD: Final = 24
 """Bytes: what SQLite writes into its log before each page."""
-SHM: Final = "/dev/shm"
-"""States are written out here where it is there: it is memory."""
 
 
 # -------------------------------------------------------------------------- what became of it
@@ -105,9 +102,9 @@ async def _agree(upload: Upload, content: Bytes, _: UploadRequest | None) -> Non
 class Recovery:
     """Starts the server on a state, and has every upload's client go on."""
 
-    def __init__(self, trace: Trace, folder: str) -> None:
+    def __init__(self, trace: Trace, folder: Path) -> None:
         self._trace = trace
-        self._root = Path(folder) / "root"
+        self._root = folder / "root"
         self._known: dict[tuple[bytes, float], Outcome] = {}
 
     @property
@@ -476,8 +473,7 @@ async def replay(
     """
     verdict = Verdict()
     kind_of = kinds(trace)
-    where = SHM if os.path.isdir(SHM) and os.access(SHM, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=where) as folder:
+    with folder_in_memory("tidegate-power-") as folder:
         recovery = Recovery(trace, folder)
         for at, disk, expected in _points(trace, lost, effort):
             verdict.points += 1

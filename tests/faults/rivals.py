@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -110,19 +111,25 @@ class Patch:
             return await read_answer(self._reader)
 
 
-@contextlib.asynccontextmanager
-async def rivals(
-    folder: Path, count: int, transport: Transport = "native"
-) -> AsyncIterator[list[Server]]:
+@contextlib.contextmanager
+def rivals(folder: Path, count: int, transport: Transport = "native") -> Iterator[list[Server]]:
     """So many servers on one folder."""
     flags = ("--transport", transport)
-    processes = [ServerProcess(folder / "data", *flags) for _ in range(count)]
+    servers = [Server(ServerProcess(folder / "data", *flags)) for _ in range(count)]
     try:
-        await asyncio.gather(*(asyncio.to_thread(process.start) for process in processes))
-        yield [Server(process) for process in processes]
+        revive(servers)
+        yield servers
     finally:
-        for process in processes:
-            process.kill()
+        for server in servers:
+            server.process.kill()
+
+
+def revive(servers: Iterable[Server]) -> None:
+    """Start those that don't run, all at once."""
+    dead = [server.process for server in servers if not server.process.running]
+    with ThreadPoolExecutor(max_workers=len(dead) or 1) as threads:
+        for started in [threads.submit(process.start) for process in dead]:
+            started.result()
 
 
 class Disk:

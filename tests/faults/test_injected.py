@@ -28,6 +28,7 @@ from tests.support import sqlite_vfs
 from tests.support.disk_faults import Trouble
 from tests.support.exchange import AsgiClient, Reply, path_of
 from tests.support.logs import logs_kept
+from tests.support.memory import folder_in_memory
 
 from tidegate.asgi import Tidegate
 from tidegate.engine import concat
@@ -297,6 +298,13 @@ def soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------- every single call
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For servers that are started some eighty times: what a disk takes to sync is not asked here."""
+    with folder_in_memory("tidegate-injected-") as folder:
+        yield folder / "server"
+
+
 async def troubled(
     folder: Path, trouble: Trouble, kind: str, durability: Durability
 ) -> tuple[User, int]:
@@ -347,12 +355,11 @@ CASES = [
     ids=[f"{k}-{e}{'-lasting' * lasting}-{d}" for k, e, lasting, d in CASES],
 )
 async def test_a_call_that_fails(
-    kind: str, error: str, lasting: bool, durability: Durability, tmp_path: Path
+    kind: str, error: str, lasting: bool, durability: Durability, folder: Path
 ) -> None:
     """No 2xx tells of bytes that are not there; then all can be finished; nothing is held."""
     if kind == "sqlite" and sqlite_vfs.library() is None:
         pytest.skip("this Python's SQLite is linked in so that its writes can't be seen")
-    folder = tmp_path / "server"
     untroubled = Trouble(error, -1)
     user, calls = await troubled(folder, untroubled, kind, durability)
     assert not user.refused

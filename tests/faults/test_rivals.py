@@ -8,17 +8,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import os
 import random
-import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.faults.rivals import Attempt, Disk, Patch, Server, not_pure, rivals, until
+from tests.faults.rivals import Attempt, Disk, Patch, Server, not_pure, revive, rivals, until
 from tests.faults.sea import Sea
 from tests.faults.wire import Answer, Lost
 
@@ -36,21 +34,25 @@ def water(start: int, stop: int, *, shift: int = 0) -> bytes:
     return SEA.water(shift, start, stop)
 
 
-@pytest.fixture
-async def folder() -> AsyncIterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tidegate-rivals-") as folder:
-        yield Path(folder)
+@pytest.fixture(scope="module", params=["native", "asgi"])
+def stage(request: pytest.FixtureRequest) -> Iterator[tuple[Disk, list[Server]]]:
+    """A folder and its servers, for all tests: each has uploads of its own."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-rivals-") as name:
+        folder = Path(name)
+        with rivals(folder, 3, request.param) as servers:
+            yield Disk(folder), servers
 
 
 @pytest.fixture
-def disk(folder: Path) -> Disk:
-    return Disk(folder)
+def disk(stage: tuple[Disk, list[Server]]) -> Disk:
+    return stage[0]
 
 
-@pytest.fixture(params=["native", "asgi"])
-async def servers(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[list[Server]]:
-    async with rivals(folder, 3, request.param) as servers:
-        yield servers
+@pytest.fixture
+def servers(stage: tuple[Disk, list[Server]]) -> list[Server]:
+    """Three, of which those that the test before has killed are started again."""
+    revive(stage[1])
+    return stage[1]
 
 
 async def begun(disk: Disk, patch: Patch, path: str, size: int) -> None:
@@ -232,7 +234,7 @@ async def test_a_killed_writer_is_followed_at_once(servers: list[Server], disk: 
     path = await one.create(LENGTH)
     async with one.patch(path, 0, LENGTH) as patch:
         await begun(disk, patch, path, 5_000)
-        os.kill(one.process.pid, signal.SIGKILL)
+        one.process.kill()
         asked = time.monotonic()
         head = await other.ask("HEAD", path)
         await quick(asked)
@@ -250,7 +252,7 @@ async def test_a_killed_writer_of_unverified_bytes_is_followed_at_once(
     digest = base64.b64encode(hashlib.sha1(water(0, LENGTH)).digest()).decode()
     async with one.patch(path, 0, LENGTH, upload_checksum=f"sha1 {digest}") as patch:
         await begun(disk, patch, path, 5_000)
-        os.kill(one.process.pid, signal.SIGKILL)
+        one.process.kill()
         asked = time.monotonic()
         await finish(other, path, 0)
         await quick(asked)
@@ -338,7 +340,7 @@ async def test_a_sleeping_writer_that_is_killed_is_followed_at_once(
         with one.asleep():
             waiting = asyncio.create_task(other.ask("HEAD", path))
             await asyncio.sleep(0)
-            os.kill(one.process.pid, signal.SIGKILL)
+            one.process.kill()
             head = await waiting
     assert (head.status, head.offset) == (200, 5_000)
     await finish(other, path, 5_000)

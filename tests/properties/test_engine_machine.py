@@ -30,7 +30,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec.structs import replace
-from tests.support import postgres
+from tests.support import memory, postgres
 from tests.support.bodies import NOTHING, Pause, ScriptedBody
 from tests.support.faulty import FaultyBucket, FaultyMetadata, FaultyStore
 from tests.support.moto_here import MotoHere, moto_here
@@ -1118,7 +1118,8 @@ class OnMemory(EngineMachine):
 class OnDisk(EngineMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="tidegate-"))
+        # In memory where there is such a place: what a disk takes to sync is not asked here.
+        self.folder = Path(tempfile.mkdtemp(prefix="tidegate-", dir=memory.PLACE))
 
     def data_store(self) -> DataStore:
         return LocalStore(self.folder / "data")

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,9 +113,8 @@ def running(**settings: str) -> Iterator[Valkey]:
     Its folder is in memory where there is such a place: no test here takes the power away, and the
     syncs of a busy disk would only take their time.
     """
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="tidegate-valkey-", dir=place) as folder:
-        server = Valkey(Path(folder), **settings)
+    with folder_in_memory("tidegate-valkey-") as folder:
+        server = Valkey(folder, **settings)
         server.start()
         try:
             yield server
