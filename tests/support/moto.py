@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tests.support.s3_server import Processes, S3Server, answers, free_ports
+from tests.support.s3_server import Processes, S3Server, answers, environment, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,12 +18,9 @@ def moto(root: Path, *, least_part: int = 5 * 1024 * 1024, page: int = 1000) -> 
     """A server with parts of at least `least_part` bytes, which lists `page` objects at a time."""
     processes = Processes(root)
     [port] = free_ports(1)
-    environment = {
-        **os.environ,
-        "S3_UPLOAD_PART_MIN_SIZE": str(least_part),
-        "MOTO_S3_DEFAULT_MAX_KEYS": str(page),
-        "PYTHONWARNINGS": "ignore",
-    }
+    settings = environment(
+        S3_UPLOAD_PART_MIN_SIZE=str(least_part), MOTO_S3_DEFAULT_MAX_KEYS=str(page)
+    )
     try:
         processes.start(
             "moto",
@@ -35,7 +31,7 @@ def moto(root: Path, *, least_part: int = 5 * 1024 * 1024, page: int = 1000) -> 
             "127.0.0.1",
             "-p",
             str(port),
-            env=environment,
+            env=settings,
         )
         endpoint = f"http://127.0.0.1:{port}"
         processes.wait_until(answers(f"{endpoint}/moto-api/"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
@@ -83,6 +84,12 @@ def free_ports(number: int) -> list[int]:
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
         ]
         return [listener.getsockname()[1] for listener in listeners]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What a server that is not ours runs in: nobody asks what of it is covered, or what it warns of."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    return {**ours, "PYTHONWARNINGS": "ignore", **more}
 
 
 class Processes:

