@@ -36,6 +36,7 @@ from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
 from tidegate.hooks import Bytes, Hooks, UploadRequest
 from tidegate.metadata.sqlite import events as sqlite_events
+from tidegate.metadata.sqlite import handed as sqlite_handed
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import BodyEnd, Delivery, Durability, Sink
 from tidegate.protocol.commands import Append, Checksum, Inspect, Payload
@@ -250,7 +251,9 @@ class Recovery:
 
     async def _until_told(self, now: float) -> None:
         def due(db: sqlite3.Connection) -> bool:
-            return db.execute(sqlite_events.ANY_DUE, (now,)).fetchone() is not None
+            # What was handed to the dead has no line before it is taken back.
+            row = db.execute(sqlite_events.ANY_DUE, (now,)).fetchone()
+            return row is not None or bool(sqlite_handed.holders(db))
 
         with anyio.fail_after(PATIENCE):
             while await self._metadata._in_thread(due):
