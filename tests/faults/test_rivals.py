@@ -49,10 +49,10 @@ def disk(stage: tuple[Disk, list[Server]]) -> Disk:
 
 
 @pytest.fixture
-def servers(stage: tuple[Disk, list[Server]]) -> list[Server]:
-    """Three, of which those that the test before has killed are started again."""
+def servers(stage: tuple[Disk, list[Server]]) -> Iterator[list[Server]]:
+    """Three; those that the test kills are started again."""
+    yield stage[1]
     revive(stage[1])
-    return stage[1]
 
 
 async def begun(disk: Disk, patch: Patch, path: str, size: int) -> None:
