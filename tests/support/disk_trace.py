@@ -197,16 +197,14 @@ class Tracer:
         with ExitStack() as stack:
             stack.enter_context(sqlite_vfs.Vfs(self._sqlite))
             for name in (
-                "open close pwrite pwritev ftruncate copy_file_range fsync fdatasync link unlink "
-                "remove rename mkdir rmdir setxattr"
+                "open close pwrite pwritev ftruncate posix_fallocate copy_file_range fsync fdatasync "
+                "link unlink remove rename mkdir rmdir setxattr"
             ).split():
                 original = getattr(os, name)
                 instead = functools.partial(getattr(self, f"_{name}"), original)
                 stack.enter_context(mock.patch.object(os, name, instead))
             # What nothing of the product does; should it begin to, the trace would be wrong.
-            for (
-                name
-            ) in "replace truncate posix_fallocate writev sendfile symlink removexattr".split():
+            for name in "replace truncate writev sendfile symlink removexattr".split():
                 stack.enter_context(mock.patch.object(os, name, self._unknown(name)))
             stack.enter_context(mock.patch.object(Threads, "run", _run_noting(Threads.run)))
             yield
@@ -293,6 +291,13 @@ class Tracer:
             original(fd, size)
             if (node := self._opened.get(fd)) is not None:
                 self.happened.append(Truncate(node, size))
+
+    def _posix_fallocate(self, original: Any, fd: int, offset: int, size: int) -> None:
+        # Of a new file. What is then written to it as memory may all be lost: it is zeros here.
+        with self._lock:
+            original(fd, offset, size)
+            if (node := self._opened.get(fd)) is not None:
+                self.happened.append(Truncate(node, offset + size))
 
     def _fsync(self, original: Any, fd: int) -> None:
         self._sync(original, fd, whole=True)

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Final
 
 SHM: Final = "/dev/shm"
-PLACE: Final = SHM if os.path.isdir(SHM) and os.access(SHM, os.W_OK) else None
+
+
+def _is_fit(folder: str) -> bool:
+    """Whether files there have the attributes that they have on a disk."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            os.setxattr(file.name, "user.tidegate", b"")
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+PLACE: Final = SHM if _is_fit(SHM) else None
 """Where such folders are; None: where the others are, too."""
 
 
