@@ -215,7 +215,8 @@ class Outbox:
         sink, deliveries = self._sinks[0], line.deliveries
         told = 0
         try:
-            for delivery in deliveries:
+            while True:
+                delivery = deliveries[told]
                 await self._try(sink, delivery)
                 told += 1
                 if told == len(deliveries):
