@@ -126,10 +126,11 @@ class SQLiteMetadataStore:
                     schema.prepare(
                         self._path, busy_timeout=self._busy_timeout, migrations=self._migrations
                     )
-                    with contextlib.closing(
-                        schema.connect(self._path, busy_timeout=self._busy_timeout)
-                    ) as db:
-                        self._liveness.open(needed=sqlite_handed.holders(db))
+                    self._reader = schema.connect(
+                        self._path, busy_timeout=self._busy_timeout, readonly=True
+                    )
+                    stack.callback(self._reader.close)
+                    self._liveness.open(needed=sqlite_handed.holders(self._reader))
                 self._handing = Handing(self._liveness.holder)
                 stack.callback(self._handing.close)
                 self._hands = self._handing.open(self._liveness.descriptor)
@@ -138,10 +139,6 @@ class SQLiteMetadataStore:
                 )
                 self._writer.connect()
                 stack.callback(self._writer.disconnect)
-                self._reader = schema.connect(
-                    self._path, busy_timeout=self._busy_timeout, readonly=True
-                )
-                stack.callback(self._reader.close)
                 # Reads the schema and opens the log, which another process that starts now may be
                 # recovering after a crash, or one that ends may be closing.
                 self._reader.execute(_LOAD, ("",)).fetchone()
