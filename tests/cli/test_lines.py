@@ -14,7 +14,7 @@ import pytest
 from tests.support.exchange import STREAM, TUS
 from tests.support.server import ServerProcess
 
-from tidegate.cli.lines import MOST, Handler
+from tidegate.cli.lines import MOST, TOGETHER, Handler
 from tidegate.transports.access import Line
 
 if TYPE_CHECKING:
@@ -206,6 +206,22 @@ def test_lines_that_are_written_together_are_what_each_is_alone() -> None:
         assert (
             text == json.dumps(json.loads(text), separators=(",", ":"), ensure_ascii=False) + "\n"
         )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("log_format", FORMATS)
+@pytest.mark.parametrize("count", [TOGETHER - 1, TOGETHER, 3 * TOGETHER + 1])
+async def test_lines_keep_their_order_however_many_wait(count: int, log_format: LogFormat) -> None:
+    stream = io.StringIO()
+    handler = Handler(stream, log_format, colors=False)
+    handler._gathering = True  # the thread does not come
+    told = [line(request_id=f"r{number}", path="/é\n") for number in range(count)]
+    for each in told:
+        handler.tell(each)
+    handler.close()
+    found = parsed(stream.getvalue(), log_format)
+    assert [each["request_id"] for each in found] == [f"r{number}" for number in range(count)]
+    assert len(stream.getvalue().splitlines()) == count
 
 
 HOSTILE = "/a\n2000-01-01 [info] forged\r\x1b[2J\x9b\u2028\u202e\x7f\ud800"

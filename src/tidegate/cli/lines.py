@@ -1,6 +1,8 @@
 """Lines about requests: made at a tenth of the cost of other log lines, for there are many.
 
-They are gathered for a moment, and written by a thread: whoever reads them may be slow.
+A few at a time become bytes: one by one they take longer, and where many wait as objects, those
+push what requests work with out of the processor's cache. They are gathered for a moment, and
+written by a thread: whoever reads them may be slow.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 GATHER: Final = 0.05
 """Seconds: what a killed process loses of its log at most, and twenty writes per second."""
+TOGETHER: Final = 32
+"""Lines that become bytes at once."""
 MOST: Final = 20_000
 """Lines that wait for who reads them; some megabytes."""
 LOGGER: Final = "tidegate.access"
@@ -34,6 +38,9 @@ class Handler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._render = _json if log_format == "json" else _colored if colors else _console
         self._lines: list[Line] = []
+        """The latest; those before them are in `_rendered`."""
+        self._rendered: list[bytes] = []
+        """Of TOGETHER lines each."""
         self._lost = 0
         self._gathering = False
         self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -41,10 +48,13 @@ class Handler(logging.StreamHandler[TextIO]):
 
     def tell(self, line: Line) -> None:
         """Write a line about a request, soon. Never waits; what is too much is lost, and told."""
-        if len(self._lines) >= MOST:
+        if len(self._rendered) * TOGETHER + len(self._lines) >= MOST:
             self._lost += 1
             return
         self._lines.append(line)
+        if len(self._lines) >= TOGETHER:
+            lines, self._lines = self._lines, []
+            self._rendered.append(self._render(lines))
         if self._gathering:
             return
         self._gathering = True
@@ -78,18 +88,22 @@ class Handler(logging.StreamHandler[TextIO]):
 
     def _write(self) -> None:
         """The caller has the lock."""
+        # Nothing is called between these: no other thread can come and tell of more.
+        rendered, self._rendered = self._rendered, []
         lines, self._lines = self._lines, []
         lost, self._lost = self._lost, 0
-        if not lines:
+        if lines:
+            rendered.append(self._render(lines))
+        if not rendered:
             return
         try:
             # What is in the text layer is older.
             self.stream.flush()
             buffer = getattr(self.stream, "buffer", None)
             if buffer is None:
-                self.stream.write(self._render(lines).decode())
+                self.stream.write(b"".join(rendered).decode())
             else:
-                buffer.write(self._render(lines))
+                buffer.write(b"".join(rendered))
                 buffer.flush()
         except (OSError, ValueError):
             return  # nobody reads it any more, and there is nobody to tell
