@@ -220,7 +220,10 @@ class Measures:
     def observe(self, family: Family, cell: int, value: float) -> None:
         """Add an observation to a histogram, whose row begins at `cell`."""
         row = self._row
-        row[cell + bisect_left(family.bounds, value)] += 1
+        bounds = family.bounds
+        # Most are among the quickest.
+        bucket = 0 if value <= bounds[0] else bisect_left(bounds, value)
+        row[cell + bucket] += 1
         row[cell + family.width - 1] += value
 
     def say(self, values: dict[int, float]) -> None:
