@@ -10,21 +10,18 @@ the client gets a 500 or a 503 with Retry-After.
 from __future__ import annotations
 
 import enum
-import functools
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
 
 from tidegate.protocol import fields
 from tidegate.protocol.commands import Append, Command, Create, Discover, Download, Inspect
+from tidegate.protocol.dialects.http import Request
 from tidegate.protocol.errors import Denied, Refusal
 from tidegate.protocol.model import Principal, Upload
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = [
     "Action",
@@ -76,16 +73,10 @@ class Action(enum.StrEnum):
 class Headers(Mapping[str, str]):
     """The fields of a request by name, in any case; those of one name with commas between them."""
 
-    __slots__ = ("_sent", "_values")
+    __slots__ = ("_sent",)
 
-    def __init__(
-        self,
-        sent: Sequence[tuple[bytes, bytes]],
-        values: Callable[[bytes], Sequence[str]] | None = None,
-    ) -> None:
-        """`sent` has its names in lower case. `values` finds those of one, where that was indexed."""
+    def __init__(self, sent: Request) -> None:
         self._sent = sent
-        self._values = values
 
     def __getitem__(self, name: str) -> str:
         values = self.all(name)
@@ -95,49 +86,54 @@ class Headers(Mapping[str, str]):
 
     def all(self, name: str) -> list[str]:
         """Every value of a name, in the order in which they were sent."""
-        wanted = _as_sent(name)
-        if self._values is not None:
-            return [*self._values(wanted)]
-        found = []
-        for sent, value in self._sent:
-            if sent == wanted:
-                found.append(value.decode("latin-1").strip(" \t"))
-        return found
+        return [*self._sent.values(name.lower().encode("latin-1", "replace"))]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(name.decode("latin-1") for name, _ in self._sent))
+        return iter(dict.fromkeys(name.decode("latin-1") for name, _ in self._sent.headers))
 
     def __len__(self) -> int:
-        return len({name for name, _ in self._sent})
+        return len({name for name, _ in self._sent.headers})
 
     def __repr__(self) -> str:
         # Tokens and cookies are among the values.
         return f"Headers({', '.join(self)})"
 
 
-@functools.lru_cache(256)
-def _as_sent(name: str) -> bytes:
-    return name.lower().encode("latin-1", "replace")
-
-
-class UploadRequest(msgspec.Struct, frozen=True, kw_only=True):
+class UploadRequest(msgspec.Struct, frozen=True):
     """A request, as those see it who decide about it."""
 
     command: Command
     """What it means. `command.malformed` is told to the client only once it may come in."""
     method: str
     """The one that counts (X-HTTP-Method-Override)."""
-    url: str
-    """What the client called, as far as we and the trusted proxies know: with scheme and host, path
-    and query as they were sent."""
-    headers: Headers
-    client: str | None
-    """Its address."""
-    scope: Mapping[str, Any] = {}
-    """What the ASGI server and an application's middleware know of it: `scope["session"]`,
-    `scope["user"]`. To be read only; empty under `tidegate serve --transport native`."""
+    sent: Request
+    """Its head."""
     principal: Principal | None = None
     """Who makes it, once `authorize` said so."""
+
+    @property
+    def url(self) -> str:
+        """What the client called, as far as we and the trusted proxies know: with scheme and host,
+        path and query as they were sent.
+        """
+        return self.sent.url
+
+    @property
+    def headers(self) -> Headers:
+        """Its fields."""
+        return Headers(self.sent)
+
+    @property
+    def client(self) -> str | None:
+        """The address of the client."""
+        return self.sent.client
+
+    @property
+    def scope(self) -> Mapping[str, Any]:
+        """What the ASGI server and an application's middleware know of it: `scope["session"]`,
+        `scope["user"]`. To be read only; empty under `tidegate serve --transport native`.
+        """
+        return self.sent.scope
 
     @property
     def action(self) -> Action:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
-from tidegate.hooks import Headers, Principal, UploadRequest
+from tidegate.hooks import Principal, UploadRequest
 from tidegate.protocol.commands import Create
+from tidegate.protocol.dialects.http import Request
 from tidegate.protocol.errors import Refusal
 
 if TYPE_CHECKING:
@@ -19,13 +20,8 @@ def asking(
     """A request with some Authorization fields."""
     sent = [(b"authorization", value.encode("latin-1")) for value in authorization]
     sent += [(n.replace("_", "-").lower().encode(), v.encode()) for n, v in headers.items()]
-    return UploadRequest(
-        command=Create(),
-        method="POST",
-        url=url,
-        headers=Headers(sent),
-        client="192.0.2.1",
-    )
+    head = Request(method="POST", path="", headers=sent, url=url, client="192.0.2.1")
+    return UploadRequest(Create(), "POST", head)
 
 
 async def judged(authorize: Authorize, request: UploadRequest) -> Principal | Refusal:

@@ -14,7 +14,7 @@ from tests.support.faulty import FaultyMetadata, FaultyStore
 from tidegate.engine.core import Settings
 from tidegate.engine.engine import Engine
 from tidegate.events.callable import as_sinks
-from tidegate.hooks import Headers, Principal, UploadRequest
+from tidegate.hooks import Principal, UploadRequest
 from tidegate.metadata.memory import MemoryMetadataStore
 from tidegate.protocol.commands import (
     Append,
@@ -27,6 +27,7 @@ from tidegate.protocol.commands import (
     Payload,
     Terminate,
 )
+from tidegate.protocol.dialects import http
 from tidegate.protocol.errors import Code, Refusal
 from tidegate.protocol.model import Kind, State, Upload, UploadId
 from tidegate.protocol.results import Appended, Created, Inspected, Readable, Terminated
@@ -52,13 +53,14 @@ async def until(holds: Callable[[], bool | Awaitable[bool]]) -> None:
 
 def asking(command: Command, who: str) -> UploadRequest:
     """A request with `who` as its bearer token."""
-    return UploadRequest(
-        command=command,
+    sent = http.Request(
         method="POST",
+        path="a",
+        headers=[(b"authorization", f"Bearer {who}".encode())],
         url="https://tus.test/files/a?b",
-        headers=Headers([(b"authorization", f"Bearer {who}".encode())]),
         client="192.0.2.1",
     )
+    return UploadRequest(command, "POST", sent)
 
 
 async def by_token(request: UploadRequest, _upload: Upload | None) -> Principal:

@@ -17,7 +17,7 @@ _CREDENTIALS: Final = re.compile(rf"(?i:bearer) +({TOKEN.pattern})", re.ASCII)
 
 def bearer_token(request: UploadRequest) -> str:
     """The request's one bearer token. Raises Denied (401)."""
-    values = request.headers.all("authorization")
+    values = request.sent.values(b"authorization")
     if not values:
         # "If the request lacks any authentication information [...] the resource server SHOULD NOT
         # include an error code" (RFC 6750, 3.1).

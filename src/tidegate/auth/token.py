@@ -49,52 +49,28 @@ class Tokens:
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
-        self._known: dict[bytes, Principal] = {}
+        self._known = _principals(lines)
         self._seen: dict[str, Principal] = {}
         """By the fields that brought a known one. Where a field is looked for in it is decided by a
         keyed hash (PEP 456): the time that takes tells nothing of those that are near."""
-        for number, line in enumerate(lines, 1):
-            words = line.split()
-            if not words or words[0].startswith("#"):
-                continue
-            if len(words) != 2:
-                raise TokenError(
-                    f"line {number} has {len(words)} words: expected a name and a token, or"
-                    f" {HASHED} and its digest"
-                )
-            digest = _digest(words[1], number)
-            if digest in self._known:
-                raise TokenError(f"line {number} has the token of another line")
-            try:
-                self._known[digest] = Principal(id=words[0])
-            except ValueError as error:
-                raise TokenError(f"line {number}: {error}") from None
-        if not self._known:
-            raise TokenError("there are no tokens in it: expected lines of a name and a token")
 
-    @classmethod
-    def from_file(cls, path: str | Path) -> Self:
+    @staticmethod
+    def from_file(path: str | Path) -> Tokens:
         """Those in a file; blocks. Raises TokenError."""
-        try:
-            text = Path(path).read_text("utf-8")
-        except OSError as error:
-            raise TokenError(f"cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise TokenError("is not text in UTF-8") from None
-        return cls(text.splitlines())
+        return Tokens(_lines(path))
 
-    @classmethod
-    def from_environment(cls, name: str) -> Self:
+    @staticmethod
+    def from_environment(name: str) -> Tokens:
         """Those in a variable, one per line, or with commas between them. Raises TokenError."""
         value = os.environ.get(name)
         if not value:
             raise TokenError("there is no such variable in the environment, or it is empty")
-        return cls(re.split(r"[\n,]", value))
+        return Tokens(re.split(r"[\n,]", value))
 
     def __call__(self, request: UploadRequest, upload: Upload | None) -> Principal:
         """Who has the request's token. Raises Denied."""
         del upload
-        sent = request.headers.all("authorization")
+        sent = request.sent.values(b"authorization")
         seen = self._seen.get(sent[0]) if len(sent) == 1 else None
         if seen is not None:
             return seen
@@ -112,7 +88,7 @@ class Tokens:
         return found
 
 
-class TokenFile:
+class TokenFile(Tokens):
     """The tokens of a file, read again when it was changed. A context: only in it that is noticed.
 
     It blocks to be made. Raises TokenError; what is wrong later is logged, and the tokens that were
@@ -121,8 +97,8 @@ class TokenFile:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        self._read = self._seen = _state(self._path)
-        self._tokens = Tokens.from_file(path)
+        self._read = self._looked = _state(self._path)
+        super().__init__(_lines(path))
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -135,27 +111,61 @@ class TokenFile:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    def __call__(self, request: UploadRequest, upload: Upload | None) -> Principal:
-        """Who has the request's token. Raises Denied."""
-        return self._tokens(request, upload)
-
     async def _watch(self) -> None:
         while True:
             await anyio.sleep(LOOK_EVERY)
-            await to_thread.run_sync(self._look)
+            known = await to_thread.run_sync(self._look)
+            if known is not None:
+                # Not in the thread: whoever asks meanwhile would remember what is known no more.
+                self._known, self._seen = known, {}
 
-    def _look(self) -> None:
-        """Read the file if it is another one, and whoever writes it has come to an end."""
-        before, self._seen = self._seen, _state(self._path)
-        if self._seen == self._read or self._seen != before:
-            return
-        self._read = self._seen
+    def _look(self) -> dict[bytes, Principal] | None:
+        """What is in the file if it is another one, and whoever writes it has come to an end."""
+        before, self._looked = self._looked, _state(self._path)
+        if self._looked == self._read or self._looked != before:
+            return None
+        self._read = self._looked
         try:
-            self._tokens = Tokens.from_file(self._path)
+            known = _principals(_lines(self._path))
         except TokenError as error:
             log.error("%s: %s; the tokens that it had are still known", self._path, error)
-        else:
-            log.info("%s: read again", self._path)
+            return None
+        log.info("%s: read again", self._path)
+        return known
+
+
+def _lines(path: str | Path) -> list[str]:
+    """Those of a file; blocks. Raises TokenError."""
+    try:
+        return Path(path).read_text("utf-8").splitlines()
+    except OSError as error:
+        raise TokenError(f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TokenError("is not text in UTF-8") from None
+
+
+def _principals(lines: Iterable[str]) -> dict[bytes, Principal]:
+    """Who has which token, by its digest. Raises TokenError."""
+    known: dict[bytes, Principal] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) != 2:
+            raise TokenError(
+                f"line {number} has {len(words)} words: expected a name and a token, or"
+                f" {HASHED} and its digest"
+            )
+        digest = _digest(words[1], number)
+        if digest in known:
+            raise TokenError(f"line {number} has the token of another line")
+        try:
+            known[digest] = Principal(id=words[0])
+        except ValueError as error:
+            raise TokenError(f"line {number}: {error}") from None
+    if not known:
+        raise TokenError("there are no tokens in it: expected lines of a name and a token")
+    return known
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from tidegate.hooks import Headers, UploadRequest
+from tidegate.hooks import UploadRequest
 from tidegate.ports import Shown
 from tidegate.protocol.commands import Command, Discover
 from tidegate.protocol.dialects import downloads, tus1
@@ -158,14 +158,7 @@ def _asked(command: Command, request: Request) -> UploadRequest | None:
     """The request as those see it who decide; "preflights carry no credentials" (Fetch, 4.8)."""
     if isinstance(command, Discover):
         return None
-    return UploadRequest(
-        command=command,
-        method=tus1.method(request),
-        url=request.url,
-        headers=Headers(request.headers, request.values),
-        client=request.client,
-        scope=request.scope,
-    )
+    return UploadRequest(command, tus1.VERBS[type(command)], request)
 
 
 def _encoded(path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from tidegate.protocol import fields
@@ -31,6 +31,8 @@ from tidegate.protocol.results import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tidegate.protocol.capabilities import Offer
     from tidegate.protocol.commands import Checksum
 
@@ -74,6 +76,15 @@ _COLLECTION = ("", "/")
 ON_COLLECTION = ("OPTIONS", "POST")
 ON_UPLOAD = ("OPTIONS", "HEAD", "PATCH", "DELETE", "GET")
 _VERSIONED = frozenset({"POST", "HEAD", "PATCH", "DELETE"})
+VERBS: Final[Mapping[type[Command], str]] = {
+    Discover: "OPTIONS",
+    Create: "POST",
+    Append: "PATCH",
+    Inspect: "HEAD",
+    Terminate: "DELETE",
+    Download: "GET",
+}
+"""The method that each command came by: the one that counts (X-HTTP-Method-Override)."""
 
 
 def method(request: Request) -> str:
