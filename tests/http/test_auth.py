@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.support.exchange import STREAM, TUS, Client, Reply, path_of
 from tests.support.services import service
+from tests.support.serving import CLUSTER, PAIRS, S3_PAIR
 
 from tidegate.auth.forward import ForwardAuth
 from tidegate.auth.jwt import Claims
@@ -40,6 +41,16 @@ if TYPE_CHECKING:
     Serve = Callable[..., Awaitable[Client]]
 
 pytestmark = pytest.mark.anyio
+
+over_all = pytest.mark.parametrize(
+    "combination",
+    [
+        *((way, pair) for way in ("asgi", "native") for pair in (*PAIRS, CLUSTER, S3_PAIR)),
+        *((way, "local+sqlite") for way in ("h11", "httptools")),
+    ],
+    ids="-".join,
+)
+"""Over all pairs of stores by both transports, where other tests take one for most pairs."""
 
 ALICE, BOB = "token-of-alice-0123456789", "token-of-bob-0123456789"
 TOKENS = Tokens([f"alice {ALICE}", f"bob {BOB}"])
@@ -140,6 +151,7 @@ async def never_read(
 # --------------------------------------------------------------------------------- static tokens
 
 
+@over_all
 @pytest.mark.parametrize("token", ["", "unknown-0123456789abcdef", "token-of-alice-012345678"])
 async def test_nothing_is_read_from_who_may_not_come_in(
     serve: Serve, reading: Reading, logged: list[logging.LogRecord], token: str
@@ -162,6 +174,7 @@ async def test_nothing_is_read_from_who_may_not_come_in(
     assert not [line for line in said if ALICE in line or (token and token in line)]
 
 
+@over_all
 async def test_nothing_is_read_from_who_is_not_its_owner(
     serve: Serve, reading: Reading, logged: list[logging.LogRecord]
 ) -> None:
