@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import socket
+import sys
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -224,6 +227,32 @@ async def test_lines_keep_their_order_however_many_wait(count: int, log_format: 
     assert len(stream.getvalue().splitlines()) == count
 
 
+def test_no_line_is_lost_to_a_thread_that_writes_meanwhile() -> None:
+    stream = io.StringIO()
+    handler = Handler(stream, "json", colors=False)
+    handler._gathering = True  # its own thread does not come, but another does, all the time
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            handler.handle(logging.makeLogRecord({"msg": "beside"}))
+
+    beside = threading.Thread(target=write)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        beside.start()
+        for number in range(20_000):
+            handler.tell(line(request_id=f"r{number}"))
+    finally:
+        sys.setswitchinterval(before)
+        done.set()
+        beside.join()
+    handler.close()
+    found = [each["request_id"] for each in parsed(stream.getvalue(), "json")]
+    assert found == [f"r{number}" for number in range(20_000)]
+
+
 HOSTILE = "/a\n2000-01-01 [info] forged\r\x1b[2J\x9b\u2028\u202e\x7f\ud800"
 
 
@@ -265,8 +294,6 @@ async def test_what_nobody_reads_is_lost_and_told_of() -> None:
 def test_other_lines_come_after_what_was_told_before(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import logging
-
     from tidegate.cli import logs
 
     root, before = logging.getLogger(), logging.getLogger().handlers[:]

@@ -54,7 +54,9 @@ class Handler(logging.StreamHandler[TextIO]):
         self._lines.append(line)
         if len(self._lines) >= TOGETHER:
             lines, self._lines = self._lines, []
-            self._rendered.append(self._render(lines))
+            rendered = self._render(lines)
+            # Meanwhile the thread may have taken what there was: not in one expression.
+            self._rendered.append(rendered)
         if self._gathering:
             return
         self._gathering = True
