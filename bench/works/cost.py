@@ -59,6 +59,7 @@ def cost(bench: Bench, place: Place) -> list[Outcome]:
     On are a static token, a line of JSON about each request, metrics, and all events, to somebody
     who takes them at once (see `told`).
     """
+    bench.program()  # raises Absent, as the other works that need it do
 
     def make(subject: Subject) -> Take:
         folder = bench.folder(place)
