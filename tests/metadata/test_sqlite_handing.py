@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 from tests.metadata.test_sqlite import Failing, in_one_batch
 
-from tidegate.metadata.sqlite import handing
+from tidegate.metadata.sqlite import handed, handing
 from tidegate.metadata.sqlite.store import SQLiteMetadataStore
 from tidegate.ports import (
     HANDED,
@@ -140,6 +140,29 @@ async def test_first_events_are_handed_over(
     kept = await listed(other)
     assert [k.delivery for k in kept] == [created, completed]
     assert [(k.due_at, k.given_up) for k in kept] == [(None, False)] * 2
+    assert (await other.counts()).pending_events == 2
+
+
+async def test_what_is_taken_out_meanwhile_is_listed_and_counted_once(
+    store: SQLiteMetadataStore,
+    other: MetadataStore,
+    outlet: Outlet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It goes from one table to the other, between the reads of one and of the other."""
+    await insert(store)
+    (line,) = outlet.lines
+    found = handed.events
+
+    def late(db: sqlite3.Connection, after: int, told: handed.Told) -> list[Undelivered]:
+        with sqlite3.connect(store._path) as beside:
+            ended = Ended(line=line, kept=line.deliveries)
+            handed.take_out(beside, line.deliveries[0].sequence, [ended])
+        beside.close()
+        return found(db, after, told)
+
+    monkeypatch.setattr(handed, "events", late)
+    assert [kept.delivery for kept in await listed(other)] == [*line.deliveries]
     assert (await other.counts()).pending_events == 2
 
 

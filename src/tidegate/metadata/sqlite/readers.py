@@ -29,7 +29,10 @@ class Readers:
         self._threads = concurrent.futures.ThreadPoolExecutor(4, "tidegate-metadata-read")
 
     def submit(self, read: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
-        """Run `read` in a thread. Its future may raise sqlite3.Error."""
+        """Run `read` in a thread. Its future may raise sqlite3.Error.
+
+        All that it reads is of one moment (https://sqlite.org/isolation.html).
+        """
         return asyncio.get_running_loop().run_in_executor(self._threads, self._run, read)
 
     def _run(self, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -38,7 +41,9 @@ class Readers:
             connection = schema.connect(self._path, busy_timeout=self._busy_timeout, readonly=True)
             self._connections.append(connection)
             self._local.connection = connection
-        return read(connection)
+        with connection:
+            connection.execute("BEGIN")
+            return read(connection)
 
     def close(self) -> None:
         """Wait for the reads that run, and close. Blocks."""
